@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from .errors import CodecError, MessageError, SignatureError
-from .messages import LARGEST_JSON, VERSION, Count, Name, Text
+from .messages import LARGEST_JSON, VERSION, Name, Text
 
 PAYLOAD_TYPE = "application/vnd.sanderling.release+json"
 #: Bytes of a chunk: every broker lets this much through.
