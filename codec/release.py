@@ -1,7 +1,7 @@
 """A release: a model version that the server has signed, its files cut into chunks named by their content.
 
-The signature envelope is DSSE (Dead Simple Signing Envelope, protocol 1.0.2): the signed bytes travel as they are, so no
-canonical form is needed, and the payload's type is part of what is signed. Keys are Ed25519 (RFC 8032), written in hex.
+The signature envelope is DSSE (Dead Simple Signing Envelope, protocol 1.0.2): the signed bytes travel as they are, so
+no canonical form is needed, and the payload's type is part of what is signed. Keys are Ed25519 (RFC 8032), in hex.
 `cryptography` is imported only when a key is used.
 """
 

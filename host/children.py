@@ -1,4 +1,4 @@
-"""Children that do not outlive their parent: a killed supervisor leaves no orphan that holds its socket or its files."""
+"""Children that do not outlive their parent: a killed supervisor leaves no orphan with its socket or files."""
 
 from __future__ import annotations
 
