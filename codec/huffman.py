@@ -1,0 +1,136 @@
+"""Canonical Huffman codes of at most 12 bits.
+
+Lengths come from the package-merge algorithm (Larmore and Hirschberg, "A fast algorithm for optimal length-limited
+Huffman codes", 1990), on integers only, ties broken by symbol, so every platform finds the same code. Codes are
+canonical (Schwartz and Kallick, 1964): shorter first, then by symbol, hence lengths are all that is written. A code
+is written as (symbols skipped, change of length) pairs until the Kraft sum is one: a code that is complete needs no
+count, and one that can never be complete is refused. A lone symbol has a code of no bits.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+import numpy.typing as npt
+
+from .bits import BitReader, BitWriter, zigzag
+from .errors import CodecError
+
+#: Bits of the longest code: one look into a table of 4,096 entries decodes any symbol.
+LONGEST = 12
+#: The largest alphabet: a complete code of 12 bits has no room for more.
+LARGEST_ALPHABET = 1 << LONGEST
+#: Prediction of the first length of a code; later lengths are predicted by the one before.
+_FIRST_LENGTH = 3
+
+I64 = npt.NDArray[np.int64]
+
+
+def code_lengths(counts: I64) -> I64:
+    """Optimal code lengths (0 to 12) for symbols that occur `counts` times; absent symbols get -1."""
+    lengths = np.full(len(counts), -1, np.int64)
+    symbols = np.flatnonzero(counts)
+    if len(symbols) <= 1:
+        lengths[symbols] = 0
+        return lengths
+    order = symbols[np.argsort(counts[symbols], kind="stable")]
+    sorted_counts: list[int] = counts[order].tolist()
+    found = _unlimited(sorted_counts)
+    if max(found) > LONGEST:
+        found = _package_merge(sorted_counts)
+    lengths[order] = found
+    return lengths
+
+
+def _unlimited(counts: list[int]) -> list[int]:
+    """Huffman's lengths for ascending counts: leaves and inner nodes form two queues."""
+    size = len(counts)
+    heap = [(count, index) for index, count in enumerate(counts)]
+    parent = [0] * (2 * size - 1)
+    for node in range(size, 2 * size - 1):
+        a, i = heapq.heappop(heap)
+        b, j = heap[0]
+        parent[i] = parent[j] = node
+        heapq.heapreplace(heap, (a + b, node))
+    depth = [0] * (2 * size - 1)
+    for node in range(2 * size - 3, -1, -1):
+        depth[node] = depth[parent[node]] + 1
+    return depth[:size]
+
+
+def _package_merge(counts: list[int]) -> list[int]:
+    """Lengths limited to 12 for ascending counts. An item of a level is (weight, 0 for a leaf or 1 for a package).
+
+    What is taken from a level is its first items, and leaves among them are the rarest symbols: counts are enough.
+    """
+    size = len(counts)
+    leaves = [(count, 0) for count in counts]
+    levels: list[list[tuple[int, int]]] = [leaves]
+    for _ in range(LONGEST - 1):
+        previous = levels[-1]
+        packages = [(previous[i][0] + previous[i + 1][0], 1) for i in range(0, len(previous) - 1, 2)]
+        levels.append(list(heapq.merge(leaves, packages)))
+    lengths = [0] * size
+    take = 2 * size - 2
+    for level in reversed(levels):
+        packages_taken = sum(kind for _, kind in level[:take])
+        for leaf in range(take - packages_taken):
+            lengths[leaf] += 1
+        take = 2 * packages_taken
+    return lengths
+
+
+def canonical_codes(lengths: I64) -> npt.NDArray[np.uint64]:
+    """The code word of each symbol (0 for absent ones): shorter codes first, then by symbol."""
+    codes = np.zeros(len(lengths), np.uint64)
+    code, previous = 0, 0
+    for symbol in np.lexsort((np.arange(len(lengths)), lengths)).tolist():
+        length = int(lengths[symbol])
+        if length > 0:
+            code <<= length - previous
+            codes[symbol] = code
+            code, previous = code + 1, length
+    return codes
+
+
+def decode_table(lengths: I64) -> npt.NDArray[np.uint32]:
+    """4,096 entries `symbol << 4 | length`, indexed by the next 12 bits. The code must be complete."""
+    present = np.flatnonzero(lengths >= 0)
+    present = present[np.argsort(lengths[present], kind="stable")]
+    entries = (present << 4 | lengths[present]).astype(np.uint32)
+    return np.repeat(entries, 1 << (LONGEST - lengths[present]))
+
+
+def write_lengths(head: BitWriter, lengths: I64) -> None:
+    """Write a complete code."""
+    next_symbol, previous = 0, _FIRST_LENGTH
+    for symbol in np.flatnonzero(lengths >= 0).tolist():
+        length = int(lengths[symbol])
+        head.number(symbol - next_symbol)
+        head.signed(length - previous)
+        next_symbol, previous = symbol + 1, length
+
+
+def written_size(lengths: I64) -> int:
+    """Bits that `write_lengths` takes."""
+    symbols = np.flatnonzero(lengths >= 0)
+    skipped = np.diff(symbols, prepend=-1) - 1
+    changes = np.diff(lengths[symbols], prepend=_FIRST_LENGTH)
+    return sum(2 * (number + 1).bit_length() - 1 for number in [*skipped.tolist(), *map(zigzag, changes.tolist())])
+
+
+def read_lengths(head: BitReader, alphabet: int) -> I64:
+    """Read a code over `alphabet` symbols; `CodecError` unless it is complete (Kraft sum exactly one)."""
+    lengths = np.full(alphabet, -1, np.int64)
+    symbol, length, kraft = -1, _FIRST_LENGTH, 0
+    while kraft < 1 << LONGEST:
+        symbol += 1 + head.number()
+        length += head.signed()
+        if symbol >= alphabet or not 0 <= length <= LONGEST:
+            raise CodecError(f"Huffman code with symbol {symbol} of {alphabet}, {length} bits: the blob is damaged")
+        lengths[symbol] = length
+        kraft += 1 << (LONGEST - length)
+    if kraft > 1 << LONGEST:
+        raise CodecError("Huffman code with more words than fit (Kraft): the blob is damaged")
+    return lengths

@@ -1,0 +1,37 @@
+"""How much a decoder may be made to do, in one place.
+
+Every size that a blob claims is checked against these before anything of that size is allocated, so bytes from a
+stranger cost at most what is written here. The decoder's own working memory is at most about `WORK_BYTES_PER_ELEMENT`
+bytes for each decoded element, besides the result and the blob.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: Bytes of scratch memory for each element while decoding (64-bit symbols, tokens, raw bits and their positions).
+WORK_BYTES_PER_ELEMENT = 64
+
+
+@dataclass(frozen=True)
+class CodecLimits:
+    """Limits of one decode. A server for big models may pass larger ones, a small device smaller ones."""
+
+    #: Bytes of the blob itself.
+    blob_bytes: int = 512 * 2**20
+    #: Bytes of all decoded arrays together, or of an unpacked file.
+    decoded_bytes: int = 512 * 2**20
+    #: Elements of all decoded arrays together: what working memory is proportional to.
+    elements: int = 2**27
+    #: Arrays in one blob.
+    arrays: int = 2**16
+    #: Dimensions of one array (numpy 1.26 has no more).
+    dimensions: int = 32
+    #: UTF-8 bytes of one name, and of all names together.
+    name_bytes: int = 1024
+    names_bytes: int = 4 * 2**20
+    #: Huffman codes in one blob; each takes 16 KiB while decoding.
+    codes: int = 1024
+
+
+DEFAULT_LIMITS = CodecLimits()
