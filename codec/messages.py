@@ -99,7 +99,10 @@ class Event(Message, frozen=True, kw_only=True):
     """Something that an operator will want to know of, once: it stays in the outbox until it has a receipt."""
 
     sequence: Count
-    kind: Literal["installed", "rejected", "rolled_back", "training_failed", "worker_crashed", "personal_adopted"]
+    kind: Literal[
+        "installed", "rejected", "rolled_back", "training_failed", "worker_crashed", "personal_adopted",
+        "chunk_refused", "storage_full",
+    ]  # fmt: skip
     model: Name
     version: Count
     reason: Text = ""
