@@ -1,0 +1,107 @@
+"""Checking a batch against a plan, and handing it out in micro-batches.
+
+Strategy: all checks run on the whole batch before anything is copied; a wrong array is named with what was expected.
+A micro-batch that is not full is filled up with its first sample, at weight 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .errors import DataError
+from .graph import Array
+from .loss import LABELS, SAMPLE_WEIGHT, TARGETS, TEACHER
+from .plan import Description, Tensor
+
+
+@dataclass(slots=True)
+class Batch:
+    """Checked arrays by the name of the session input."""
+
+    arrays: dict[str, Array]
+    samples: int
+    size: int
+
+    @property
+    def parts(self) -> int:
+        """Number of micro-batches."""
+        return -(-self.samples // self.size)
+
+    def fill(self, part: int, buffers: Mapping[str, Array]) -> None:
+        """Copy one micro-batch into the session inputs."""
+        begin = part * self.size
+        count = min(self.size, self.samples - begin)
+        for name, array in self.arrays.items():
+            buffer = buffers[name]
+            buffer[:count] = array[begin : begin + count]
+            if count < self.size:
+                buffer[count:] = array[begin]
+        weight = buffers[SAMPLE_WEIGHT]
+        weight[:count] = 1 / self.samples
+        weight[count:] = 0
+
+
+def check_batch(info: Description, inputs: Any, targets: Any) -> Batch:
+    """The batch, ready to hand out. Raises DataError and then nothing has changed."""
+    given = inputs if isinstance(inputs, Mapping) else {info.inputs[0].name: inputs}
+    if not isinstance(inputs, Mapping) and len(info.inputs) > 1:
+        raise DataError(f"the model has the inputs {_names(info.inputs)}: give a dict of arrays")
+    if set(given) != {t.name for t in info.inputs}:
+        raise DataError(f"inputs given: {', '.join(map(str, given))}; the model has {_names(info.inputs)}")
+    arrays = {t.name: _array(t, given[t.name], f"input {t.name!r}") for t in info.inputs}
+    samples = len(arrays[info.inputs[0].name])
+    wanted = [t for t in info.targets if t.name != SAMPLE_WEIGHT]
+    for tensor, value in _targets(info, wanted, targets):
+        what = tensor.name.rpartition(".")[2]
+        array = _array(tensor, value, what)
+        if tensor.name == LABELS and array.size:
+            low, high = int(array.min()), int(array.max())
+            if low < 0 or high >= info.classes:
+                raise DataError(
+                    f"labels run from {low} to {high}, but the model has {info.classes} classes: "
+                    f"labels must be 0 to {info.classes - 1}"
+                )
+        arrays[tensor.name] = array
+    for name, array in arrays.items():
+        if len(array) != samples:
+            raise DataError(f"{name!r} has {len(array)} samples, {info.inputs[0].name!r} has {samples}")
+    if samples == 0:
+        raise DataError("the batch has no samples")
+    return Batch(arrays, samples, info.micro_batch)
+
+
+def _targets(info: Description, wanted: list[Tensor], targets: Any) -> list[tuple[Tensor, Any]]:
+    if info.loss == "distillation":
+        if isinstance(targets, tuple) and len(targets) == 2:
+            targets = {"labels": targets[0], "teacher": targets[1]}
+        if not isinstance(targets, Mapping):
+            raise DataError('distillation needs targets {"labels": [N], "teacher": logits [N, C]} or such a pair')
+    if not isinstance(targets, Mapping):
+        return [(wanted[0], targets)]
+    short = {t.name.rpartition(".")[2]: t for t in wanted}
+    missing = set(short) - set(targets)
+    unknown = set(targets) - {n.rpartition(".")[2] for n in (LABELS, TARGETS, TEACHER)}
+    if missing or unknown:
+        raise DataError(f"targets given: {', '.join(map(str, targets))}; {info.loss} needs {', '.join(short)}")
+    return [(tensor, targets[name]) for name, tensor in short.items()]
+
+
+def _array(tensor: Tensor, value: Any, what: str) -> Array:
+    array = np.asarray(value)
+    if array.ndim != len(tensor.shape) or array.shape[1:] != tuple(tensor.shape[1:]):
+        shape = ", ".join(map(str, ("N", *tensor.shape[1:])))
+        raise DataError(f"{what} has shape {list(array.shape)}; the model needs [{shape}]")
+    integer = tensor.dtype.startswith(("int", "uint"))
+    if integer and array.dtype.kind not in "iu":
+        raise DataError(f"{what} is {array.dtype}; the model needs integers ({tensor.dtype})")
+    if not integer and array.dtype.kind not in "fiub":
+        raise DataError(f"{what} is {array.dtype}; the model needs numbers ({tensor.dtype})")
+    return array
+
+
+def _names(tensors: tuple[Tensor, ...]) -> str:
+    return ", ".join(repr(t.name) for t in tensors)

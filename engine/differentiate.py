@@ -1,0 +1,77 @@
+"""Reverse-mode differentiation of a graph into a graph. The walker knows no operator.
+
+Strategy: mark what depends on a wanted tensor, then visit nodes in reverse; a gradient is popped as it is consumed,
+contributions to one tensor are added, and every step is a look-up in the table of rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from .errors import UnsupportedOperatorError
+from .graph import Builder, Graph, Node
+from .rules import RULES, STOPS, Site
+
+
+def dependents(graph: Graph, nodes: Sequence[Node], wanted: Collection[str]) -> set[str]:
+    """The tensors through which a gradient reaches a wanted tensor, the wanted ones included."""
+    reached = set(wanted)
+    for node in nodes:
+        if node.op not in STOPS and reached.intersection(node.inputs):
+            reached.update(o for o in node.outputs if o and graph.types[o].floating)
+    return reached
+
+
+def differentiate(
+    graph: Graph, nodes: Sequence[Node], seeds: Mapping[str, str], wanted: Collection[str], builder: Builder
+) -> dict[str, str]:
+    """Append the backward pass of `nodes` to `builder`; returns {wanted tensor: name of its gradient}.
+
+    `seeds` are gradients that arrive from outside: {tensor: name}. A wanted tensor that no seed reaches is absent
+    from the result (its gradient is zero). Raises UnsupportedOperatorError.
+    """
+    needed = dependents(graph, nodes, wanted)
+    pending: dict[str, list[str]] = {tensor: [name] for tensor, name in seeds.items()}
+
+    def collect(tensor: str) -> str | None:
+        parts = pending.pop(tensor, [])
+        if not parts:
+            return None
+        total = parts[0]
+        for part in parts[1:]:
+            total = builder.op("Add", total, part)
+        return total
+
+    for node in reversed(nodes):
+        if node.op in STOPS or not needed.intersection(node.outputs):
+            continue
+        gradients = [collect(output) if output else None for output in node.outputs]
+        if not any(gradients):
+            continue
+        entry = RULES.get(node.op) if node.domain in ("", "ai.onnx") else None
+        site = Site(graph, builder, node, gradients)
+        if entry is None:
+            site.refuse(
+                "there is no gradient rule for it; replace it, or train only what comes after it (`trainable`); "
+                "docs/reference/operators.md lists the operators that have one"
+            )
+        for index, tensor in enumerate(node.inputs):
+            if tensor not in needed:
+                continue
+            rule = entry.rule(index)
+            if rule is None:
+                site.refuse(f"there is no gradient rule for its input {index}")
+            pending.setdefault(tensor, []).append(rule(site))
+    return {tensor: name for tensor in wanted if (name := collect(tensor)) is not None}
+
+
+def check_supported(graph: Graph, wanted: Collection[str]) -> None:
+    """Raise UnsupportedOperatorError for the first operator on a gradient's way that has no rule."""
+    needed = dependents(graph, graph.nodes, wanted)
+    for node in graph.nodes:
+        if node.op not in STOPS and needed.intersection(node.outputs) and (
+            node.op not in RULES or node.domain not in ("", "ai.onnx")
+        ):
+            raise UnsupportedOperatorError(
+                node.op, node.name, graph.source, "there is no gradient rule for it (see docs/reference/operators.md)"
+            )

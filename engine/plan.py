@@ -1,0 +1,180 @@
+"""A training plan: what `compile` decided, ready to run, in one file. Needs no `onnx`.
+
+The file is a zip archive without compression: `plan.json` (a `Description`), one ONNX model per step, and the
+inference model whose weights the plan starts from. Reading checks the version, every name and every size, and
+raises PlanError for anything else.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from ..host.files import write_durably
+from .errors import PlanError
+from .memory import format_size
+
+VERSION = 1
+#: What stands before a tensor's name in the name of its gradient.
+GRADIENT = "gradient/"
+_DESCRIPTION, _MODEL = "plan.json", "model.onnx"
+#: The largest `plan.json` that is read, in bytes: a name and a shape per tensor of a very large model.
+_DESCRIPTION_LIMIT = 64 * 2**20
+
+
+class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Name, element type (numpy name) and static shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class StepInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One session of a training step: what it reads and writes, by name."""
+
+    kind: str
+    segment: int
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    workspace: int
+    operators: int
+
+
+class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything of a plan but the models."""
+
+    version: int
+    source: str
+    loss: str
+    loss_options: dict[str, float]
+    optimizer: str
+    batch: int
+    micro_batch: int
+    segments: int
+    threads: int
+    memory_limit: int | None
+    peak_bytes: int
+    measured: bool
+    baseline_bytes: int
+    recompute_ratio: float
+    output: str
+    inputs: tuple[Tensor, ...]
+    targets: tuple[Tensor, ...]
+    classes: int
+    weights: tuple[Tensor, ...]
+    trainable: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
+    steps: tuple[StepInfo, ...]
+
+
+@dataclass(slots=True)
+class TrainingPlan:
+    """How to train one model inside a memory limit. Made by `compile` or `load_plan`; run by `Trainer`."""
+
+    info: Description
+    models: list[bytes]
+    model: bytes = field(repr=False)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Predicted most resident memory of a lean process that loads this plan and trains, in bytes."""
+        return self.info.peak_bytes
+
+    @property
+    def segments(self) -> int:
+        """Number of segments that the forward pass is cut into."""
+        return self.info.segments
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples that pass through a session at once; gradients add up to the whole batch."""
+        return self.info.micro_batch
+
+    @property
+    def recompute_ratio(self) -> float:
+        """Share of the forward operators that run twice, 0 to 1."""
+        return self.info.recompute_ratio
+
+    def describe(self) -> str:
+        """A table that a person can read."""
+        info = self.info
+        scalars = sum(_count(w) for w in info.weights)
+        trained = sum(_count(w) for w in info.weights if w.name in set(info.trainable))
+        how = "measured in a trial run" if info.measured else "estimated"
+        rows = [
+            ("model", info.source),
+            ("loss, optimizer", f"{info.loss}, {info.optimizer}"),
+            ("weights", f"{scalars:,} in {len(info.weights)} tensors, {trained:,} trained"),
+            ("batch", f"{info.batch} in micro-batches of {info.micro_batch}"),
+            ("segments", f"{info.segments}, recomputing {info.recompute_ratio:.0%} of the forward pass"),
+            ("memory limit", "none" if info.memory_limit is None else format_size(info.memory_limit)),
+            ("peak memory", f"{format_size(info.peak_bytes)} ({how}; {format_size(info.baseline_bytes)} before a step)"),
+        ]
+        lines = [f"{name:<16} {value}" for name, value in rows]
+        lines += ["", "step      segment  operators  reads  writes    workspace"]
+        lines += [
+            f"{s.kind:<9} {s.segment:>7}  {s.operators:>9}  {len(s.reads):>5}  {len(s.writes):>6}  "
+            f"{format_size(s.workspace):>11}"
+            for s in info.steps
+        ]
+        return "\n".join(lines)
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as one file: whole or not at all. Raises OSError."""
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            self.write_into(archive)
+        write_durably(Path(path), buffer.getvalue())
+
+    def write_into(self, archive: zipfile.ZipFile) -> None:
+        """Add the plan's members to an archive."""
+        archive.writestr(_DESCRIPTION, msgspec.json.encode(self.info))
+        archive.writestr(_MODEL, self.model)
+        for index, model in enumerate(self.models):
+            archive.writestr(_step_name(index), model)
+
+
+def _count(tensor: Tensor) -> int:
+    count = 1
+    for length in tensor.shape:
+        count *= length
+    return count
+
+
+def _step_name(index: int) -> str:
+    return f"step{index:04}.onnx"
+
+
+def read_plan(archive: zipfile.ZipFile, name: str) -> TrainingPlan:
+    """The plan inside an archive. Raises PlanError."""
+    try:
+        if archive.getinfo(_DESCRIPTION).file_size > _DESCRIPTION_LIMIT:
+            raise PlanError(f"{name}: its description is larger than any plan's")
+        raw = archive.read(_DESCRIPTION)
+        version = msgspec.json.decode(raw, type=_Versioned).version
+        if version != VERSION:
+            raise PlanError(f"{name}: is of version {version}, this program reads {VERSION}; make the plan again")
+        info = msgspec.json.decode(raw, type=Description)
+        models = [archive.read(_step_name(i)) for i in range(len(info.steps))]
+        return TrainingPlan(info, models, archive.read(_MODEL))
+    except (KeyError, zipfile.BadZipFile, msgspec.MsgspecError, ValueError, EOFError, NotImplementedError,
+            RuntimeError, OSError) as error:  # fmt: skip
+        raise PlanError(f"{name}: is not a training plan, or is damaged ({error}); make it again") from error
+
+
+class _Versioned(msgspec.Struct):
+    version: int
+
+
+def load_plan(path: str | Path) -> TrainingPlan:
+    """Read a plan that `TrainingPlan.save` wrote. Raises PlanError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return read_plan(archive, str(path))
+    except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise PlanError(f"{path}: is not a training plan, or is damaged ({error}); make it again") from error

@@ -1,0 +1,156 @@
+"""Cutting the forward pass into segments, and writing each as one or two models.
+
+Strategy: the nodes in topological order are cut at positions. A segment's forward model turns the tensors that cross
+into it into those that cross out of it; its backward model recomputes the inside from what crossed in, takes the
+gradients of what crossed out and gives the gradients of what crossed in, and of its weights. The last segment needs
+no forward model: its backward model computes the loss on the way. So one segment is one model that recomputes nothing.
+
+What runs in a training step is a list of `Step`s that read and write names: weights, inputs, crossing tensors, and
+gradients (`GRADIENT` + name). The executor needs to know no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from . import onnxio
+from .differentiate import dependents, differentiate
+from .graph import Builder, Graph, Node, TensorType
+from .lifetimes import peak
+from .loss import LOSS
+from .plan import GRADIENT
+
+#: Operators that the runtime runs in the memory of an input that dies there.
+IN_PLACE = frozenset(
+    "Add Sub Mul Div Neg Relu Sigmoid Tanh Exp Log Sqrt Reciprocal Abs Clip Identity Reshape Squeeze Unsqueeze "
+    "Flatten Softmax LogSoftmax Dropout HardSigmoid LeakyRelu".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One session of a training step."""
+
+    kind: str
+    segment: int
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    model: bytes
+    #: Bytes the session is expected to allocate beyond what it reads and writes.
+    workspace: int
+    operators: int
+
+
+def crossing(graph: Graph, cuts: Sequence[int], weights: frozenset[str]) -> list[list[str]]:
+    """For each cut, the tensors made before it and read after it."""
+    made_at = {o: i for i, n in enumerate(graph.nodes) for o in n.outputs if o}
+    read_at: dict[str, int] = {}
+    for index, node in enumerate(graph.nodes):
+        for name in node.inputs:
+            if name in made_at:
+                read_at[name] = index
+    return [[t for t, made in made_at.items() if made < cut <= read_at.get(t, -1)] for cut in cuts]
+
+
+def write_steps(graph: Graph, cuts: Sequence[int], trainable: Sequence[str], weights: frozenset[str]) -> list[Step]:
+    """The steps of training a graph that ends in `LOSS`, for these cuts. Raises UnsupportedOperatorError."""
+    bounds = [0, *cuts, len(graph.nodes)]
+    ranges = list(zip(bounds[:-1], bounds[1:], strict=True))
+    across = crossing(graph, cuts, weights)
+    moving = dependents(graph, graph.nodes, trainable)
+    forward: list[Step] = []
+    backward: list[Step] = []
+    for segment, (begin, end) in enumerate(ranges):
+        nodes = graph.nodes[begin:end]
+        last = segment == len(ranges) - 1
+        made = {o for n in nodes for o in n.outputs if o}
+        read = {i for n in nodes for i in n.inputs if i}
+        leaving = [] if last else [t for t in across[segment] if t in made]
+        if not last:
+            forward.append(_write("forward", segment, graph, nodes, {t: t for t in leaving}, Builder("s.f"), weights, {}))
+        # gradients arrive for what leaves and can carry one, and are wanted for what enters and for the weights
+        builder = Builder("s.b")
+        seeds = {t: GRADIENT + t for t in leaving if t in moving}
+        if last:
+            one = builder.scalar(1.0)
+            seeds = {LOSS: one}
+        entering = [t for t in read - made if t in moving and t not in weights]
+        wanted = [*sorted(entering), *(w for w in trainable if w in read)]
+        if not wanted and not last:
+            continue
+        found = differentiate(graph, nodes, seeds, wanted, builder)
+        outputs = {GRADIENT + t: found[t] for t in wanted if t in found}
+        if last:
+            outputs[LOSS] = LOSS
+        arriving = {GRADIENT + t: graph.types[t] for t in seeds} if not last else {}
+        backward.append(_write("backward", segment, graph, nodes, outputs, builder, weights, arriving))
+    return [*_without_unread(forward, backward), *backward[::-1]]
+
+
+def _without_unread(forward: list[Step], backward: list[Step]) -> list[Step]:
+    """Forward steps whose results nothing reads are not run (possible only when everything after is frozen)."""
+    needed = {n for s in (*forward, *backward) for n in s.reads}
+    return [s for s in forward if needed.intersection(s.writes)]
+
+
+def _write(
+    kind: str,
+    segment: int,
+    graph: Graph,
+    nodes: Sequence[Node],
+    outputs: dict[str, str],
+    builder: Builder,
+    weights: frozenset[str],
+    arriving: dict[str, TensorType],
+) -> Step:
+    """One model that computes `outputs` ({name outside: name inside}) from whatever it needs."""
+    written = [*nodes, *builder.nodes]
+    produced = {o for n in written for o in n.outputs}
+    tail = [Node("Identity", (inside,), (outside,), name=f"out_{outside}") for outside, inside in outputs.items()
+            if outside != inside or inside not in produced]  # fmt: skip
+    alive = set(outputs)
+    kept: list[Node] = []
+    for node in reversed([*written, *tail]):
+        if alive.intersection(node.outputs):
+            kept.append(node)
+            alive.update(i for i in node.inputs if i)
+    kept.reverse()
+    produced = {o for n in kept for o in n.outputs}
+    constants = {**graph.constants, **builder.constants}
+    reads = [n for n in dict.fromkeys(i for k in kept for i in k.inputs if i)
+             if n not in produced and (n not in constants or n in weights)]  # fmt: skip
+    types = {**graph.types, **arriving}
+    used = {n: v for n, v in constants.items() if n not in weights}
+    results: dict[str, TensorType] = {}
+    for outside in outputs:
+        base = outside.removeprefix(GRADIENT) if outside.startswith(GRADIENT) else outside
+        results[outside] = graph.types[base]
+    model = onnxio.to_bytes(kept, {n: types[n] for n in reads}, results, used, graph.opset)
+    return Step(
+        kind, segment, tuple(reads), tuple(outputs), model,
+        _workspace(kept, model, set(reads) | set(outputs)), len(kept),
+    )  # fmt: skip
+
+
+def _workspace(nodes: Sequence[Node], model: bytes, external: set[str]) -> int:
+    types = onnxio.infer_types(model)
+    sizes = {n: t.nbytes for n, t in types.items()}
+
+    def unfolded(index: int) -> int:
+        """The runtime unfolds the input of a convolution: channels of a group x kernel x positions, per thread."""
+        node = nodes[index]
+        if node.op not in ("Conv", "ConvTranspose") or any(i not in types for i in node.inputs[:2]):
+            return 0
+        kernel = types[node.inputs[1]].shape
+        wide = types[node.outputs[0] if node.op == "Conv" else node.inputs[0]] if node.outputs[0] in types else None
+        if wide is None or max(kernel[2:]) == 1:
+            return 0
+        rows = kernel[1]
+        for length in (*kernel[2:], *wide.shape[2:]):
+            rows *= length
+        return 4 * rows
+
+    return peak(
+        [(n.inputs, n.outputs) for n in nodes], sizes, external, unfolded, lambda i: nodes[i].op in IN_PLACE
+    )
