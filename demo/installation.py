@@ -1,4 +1,4 @@
-"""Where things are in a demo: its folder, ports, and the configuration files that server and agents are started with."""
+"""Where things are in a demo: its folder, ports, and the configuration that server and agents are started with."""
 
 from __future__ import annotations
 
