@@ -101,7 +101,7 @@ class Learn(_Section, frozen=True, kw_only=True):
 class Sync(_Section, frozen=True, kw_only=True):
     """What is exchanged with the server, and how often."""
 
-    quality: Annotated[float, Meta(gt=0.0, le=1000.0)] | None = None
+    quality: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.95
     telemetry_seconds: Seconds = 60.0
     resend_seconds: Seconds = 5.0
 
@@ -124,7 +124,7 @@ def read(path: Path) -> Settings:
         text = path.read_bytes()
     except OSError as error:
         raise SettingsError(
-            f"{path}: cannot be read ({error.strerror or error}); start from deploy/agent.toml, which documents all keys"
+            f"{path}: cannot be read ({error.strerror or error}); start from deploy/agent.toml, which shows all keys"
         ) from error
     return parse(text, str(path))
 

@@ -1,0 +1,79 @@
+"""The planner child: how to train a model under the limit, worked out where memory does not count.
+
+Planning needs the `onnx` library and tries things; the trainer may use neither. So this child writes what the trainer
+needs, named by content: the plan, by the model's structure and the settings (a new release with other weights finds it
+there), and the weights of the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+import msgspec
+import onnx
+
+from sanderling.engine import compile as compile_plan
+from sanderling.engine import load_plan, read_weights
+from sanderling.engine.errors import EngineError
+from sanderling.host.files import write_durably
+
+from . import children
+from .errors import StorageFullError, TrainingError, storage_errors
+from .jobs import PlanDone, PlanJob
+from .tensors import pack
+
+#: Bytes that the agent's trainer takes beyond what a plan is measured with: SQLite, the codec, one batch of samples, and
+#: (in multiples of the model file) copies of the weights while a delta is coded and two models are compared.
+RESERVE, RESERVE_MODELS = 14 * 2**20, 4
+_FORMAT = 1
+
+
+def plan(job: PlanJob) -> PlanDone:
+    """Plan, or find the plan of an earlier release; raises `TrainingError`."""
+    os.nice(10)
+    data = Path(job.model).read_bytes()
+    directory = Path(job.directory)
+    try:
+        weights = read_weights(data)
+        key = structure(data, weights, job)
+        path = directory / f"{key}.plan"
+        if not path.exists():
+            made = compile_plan(
+                data,
+                loss="cross_entropy",
+                batch=job.batch,
+                memory_limit=job.memory_limit,
+                optimizer=job.optimizer,
+                reserve=RESERVE + RESERVE_MODELS * len(data),
+            )
+            with storage_errors("saving the training plan"):
+                made.save(path)
+        peak = load_plan(path).peak_bytes
+    except StorageFullError as error:
+        raise TrainingError(str(error)) from error
+    except EngineError as error:
+        raise TrainingError(f"this model cannot be trained here: {error}", permanent=True) from error
+    values = directory / f"{hashlib.sha256(data).hexdigest()[:32]}.weights"
+    with storage_errors("saving the model's weights"):
+        write_durably(values, pack({name: array for name, array in weights.items()}))
+    return PlanDone(str(path), str(values), peak)
+
+
+def structure(data: bytes, weights: Collection[str], job: PlanJob) -> str:
+    """A name for everything that a plan depends on: the model without its weights' values, and the settings."""
+    model = onnx.load_model_from_string(data)
+    for tensor in model.graph.initializer:
+        if tensor.name in weights:
+            for field in ("raw_data", "float_data"):
+                tensor.ClearField(field)
+    model.ClearField("metadata_props")
+    model.ClearField("doc_string")
+    settings = msgspec.json.encode((_FORMAT, job.memory_limit, job.batch, job.optimizer, len(data)))
+    return hashlib.sha256(settings + model.SerializeToString(deterministic=True)).hexdigest()[:32]
+
+
+if __name__ == "__main__":
+    children.work(PlanJob, plan)
