@@ -6,11 +6,11 @@ import { facts } from "./panels.js";
 
 const SOURCES = { push: "pushed", merge: "learned by the fleet", rollback: "rolled back" };
 // of the figures that a release may carry, the first that is there stands for it
-const SCORES = ["validation_accuracy", "accuracy", "proxy_accuracy", "anchor_accuracy"];
+const SCORES = ["validation_accuracy", "proxy_accuracy", "anchor_accuracy"];
 
 function score(metrics) {
   const name = SCORES.find((candidate) => Number.isFinite(metrics?.[candidate]));
-  return name ? `${percent(metrics[name])} ${name.replace("_accuracy", "").replace("accuracy", "")}` : "";
+  return name ? `${percent(metrics[name])} ${name.replace("_accuracy", "")}` : "";
 }
 
 const words = (name) => name.replaceAll("_", " ");
@@ -18,34 +18,52 @@ const words = (name) => name.replaceAll("_", " ");
 function figure(name, value) {
   if (typeof value === "boolean") return value ? "yes" : "no";
   if (typeof value !== "number") return typeof value === "string" ? value : JSON.stringify(value);
-  if (/accuracy|agreement|share|drop/.test(name)) return percent(value);
+  if (/accuracy|agreement|share|drop|score/.test(name)) return percent(value);
   if (/bytes|peak/.test(name) && value > 1024) return bytes(value);
   return Number.isInteger(value) ? count(value) : value.toPrecision(4);
 }
 
 const amount = (value) => (Array.isArray(value) ? value.length : value);
+const SHOWN = ["devices", "deltas", "candidates", "contributions", "from_version", "choice", "job"];
 
 function lineage(found) {
-  const rest = Object.entries(found).filter(([key]) => !["candidates", "chosen", "devices", "deltas"].includes(key));
-  const devices = Array.isArray(found.devices) ? found.devices.map((device) => device?.name ?? device?.device ?? device) : null;
+  const rest = Object.entries(found).filter(([key, value]) => !SHOWN.includes(key) && value !== null);
+  const devices = Array.isArray(found.devices) ? found.devices : [];
   return facts([
-    ["From devices", found.devices === undefined ? null : devices && devices.length <= 12 ? devices.join(", ") : count(amount(found.devices) ?? Object.keys(found.devices).length)],
+    ["Built on", found.from_version ? `v${found.from_version}` : null],
+    ["From devices", devices.length > 12 ? `${devices.slice(0, 12).join(", ")} and ${devices.length - 12} more` : devices.join(", ")],
     ["Deltas merged", found.deltas === undefined ? null : count(amount(found.deltas))],
-    ...rest.map(([key, value]) => [words(key), figure(key, value)]),
+    ["Choice", found.choice],
+    ...rest.map(([key, value]) => [words(key), list(value) ?? figure(key, value)]),
   ]);
 }
 
-function candidates(found) {
-  const given = found.candidates;
-  if (!given) return null;
-  const rows = Array.isArray(given) ? given : Object.entries(given).map(([name, figures]) => ({ name, ...figures }));
-  const columns = [...new Set(rows.flatMap((row) => Object.keys(row)))].filter((key) => key !== "name" && rows.some((row) => typeof row[key] === "number"));
-  const chosen = typeof found.chosen === "object" && found.chosen ? found.chosen.name : found.chosen;
-  return element("div", { class: "scroll", role: "region", "aria-label": "Candidates", tabindex: 0 }, element("table", { class: "candidates" },
-    element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "Candidate"), columns.map((key) => element("th", { scope: "col", class: "number" }, words(key))))),
+/** {a: 0.5, b: 1} -> "a 0.5, b 1"; ["a", "b"] -> "a, b"; null for anything else. */
+function list(value) {
+  if (value === null || typeof value !== "object") return null;
+  if (Array.isArray(value)) return value.map((part) => (typeof part === "object" ? JSON.stringify(part) : part)).join(", ");
+  return Object.entries(value).map(([name, part]) => `${words(name)} ${figure(name, part)}`).join(", ");
+}
+
+function table(label, first, rows, chosen = null) {
+  const columns = [...new Set(rows.flatMap((row) => Object.keys(row.figures)))].filter((key) => rows.some((row) => typeof row.figures[key] === "number"));
+  if (rows.length === 0) return null;
+  return element("div", { class: "scroll", role: "region", "aria-label": label, tabindex: 0 }, element("table", { class: "candidates" },
+    element("thead", {}, element("tr", {}, element("th", { scope: "col" }, first), columns.map((key) => element("th", { scope: "col", class: "number" }, words(key))))),
     element("tbody", {}, rows.map((row) => element("tr", { class: row.name === chosen ? "chosen" : null },
-      element("th", { scope: "row" }, words(String(row.name)), row.name === chosen ? element("span", { class: "tag", "data-tone": "accent" }, "released") : null),
-      columns.map((key) => element("td", { class: "number" }, row[key] === undefined ? "–" : figure(key, row[key]))))))));
+      element("th", { scope: "row" }, words(row.name), " ", row.name === chosen ? element("span", { class: "tag", "data-tone": "accent" }, "released") : null),
+      columns.map((key) => element("td", { class: "number" }, Number.isFinite(row.figures[key]) ? figure(key, row.figures[key]) : "–")))))));
+}
+
+function candidates(release) {
+  const rows = Object.entries(release.lineage?.candidates ?? {}).map(([name, figures]) => ({ name, figures }));
+  return table("Candidates", "Candidate", rows, release.metrics?.candidate);
+}
+
+function contributions(release) {
+  const given = release.lineage?.contributions;
+  const rows = (Array.isArray(given) ? given : []).map(({ device, ...figures }) => ({ name: String(device), figures }));
+  return table("Contributions", "Contribution of", rows);
 }
 
 function inside(release) {
@@ -57,7 +75,8 @@ function inside(release) {
   const notes = Object.entries(release.notes ?? {});
   return [
     lineage(release.lineage ?? {}),
-    candidates(release.lineage ?? {}),
+    candidates(release),
+    contributions(release),
     facts([
       ...metrics.map(([key, value]) => [words(key), figure(key, value)]),
       ...notes.map(([key, value]) => [words(key), figure(key, value)]),
