@@ -42,10 +42,3 @@ class Files:
         if hashlib.sha256(data).hexdigest() != sha256:
             raise StorageError(f"{path} is damaged: its content is not what its name says", "restore it from a backup")
         return data
-
-    def sweep(self, keep: set[str]) -> int:
-        """Remove every file that is not in `keep`; returns how many."""
-        gone = [p for p in self.directory.glob("??/*") if p.name not in keep]
-        for path in gone:
-            path.unlink(missing_ok=True)
-        return len(gone)

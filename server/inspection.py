@@ -76,6 +76,7 @@ def _size(shape: list[int]) -> int:
 def look(model: Path, anchor: Path | None, proxy: Path | None) -> dict[str, Any]:
     """What the child prints: `Findings`' fields, or `refused` and `remedy`."""
     from sanderling.engine import EngineError, compile, read_weights
+    from sanderling.engine.inference import Predictor
     from sanderling.engine.memory import peak_resident_bytes
 
     from .datasets import measure, read
@@ -83,22 +84,23 @@ def look(model: Path, anchor: Path | None, proxy: Path | None) -> dict[str, Any]
     data = model.read_bytes()
     metrics: dict[str, Any] = {}
     classes = 0
+    what = "model.onnx"
     try:
+        Predictor(data)
         weights = {name: list(array.shape) for name, array in read_weights(data).items()}
         for name, path in (("anchor", anchor), ("proxy", proxy)):
             if path is None:
                 continue
-            dataset = read(path, f"{name}.npz")
-            accuracy, classes = measure(data, dataset)
-            metrics[f"{name}_samples"] = len(dataset)
+            what = f"{name}.npz"
+            samples = read(path, data)
+            accuracy, classes = measure(data, samples)
+            metrics[f"{name}_samples"] = len(samples)
             if accuracy is not None:
                 metrics[f"{name}_accuracy"] = round(accuracy, 6)
     except EngineError as error:
-        return {"refused": f"the model cannot be released: {error}", "remedy": "push files that fit together"}
-    except ValueError as error:
-        return {"refused": str(error), "remedy": "push files that fit together"}
+        return {"refused": f"{what}: {str(error).removeprefix('model: ')}", "remedy": "push files that fit together"}
     try:
-        plan = compile(data, loss="cross_entropy", batch=1, memory_limit=2**40)
+        plan = compile(data, loss="cross_entropy", batch=1, trial=False)
         metrics["trainable"] = True
         metrics["training_peak_batch_1"] = int(plan.peak_bytes)
     except EngineError as error:

@@ -23,11 +23,11 @@ from .errors import ConfigurationError, NotFoundError, RequestError
 from .files import Files
 from .inspection import Findings, inspect
 from .signing import Signer
-from .store import Row, Store, note
+from .store import DATABASE, Row, Store, note
 
 #: What may be pushed for a model, and whether a release needs it.
 FILES = {"model.onnx": True, "anchor.npz": False, "proxy.npz": False}
-DATABASE, KEY, TOKEN = "sanderling.db", "release.key", "api.token"
+KEY, TOKEN = "release.key", "api.token"
 
 Notes = dict[str, str | int | float]
 
@@ -59,7 +59,8 @@ class Service:
             "reason": "not started",
             "protocol": 0,
         }
-        self._releasing = asyncio.Lock()
+        #: Held while a version is being made: one release at a time, pushed or merged.
+        self.releasing = asyncio.Lock()
 
     def close(self) -> None:
         """End live subscriptions and close the database."""
@@ -153,7 +154,7 @@ class Service:
         the reason if the model does not load, cannot be trained or does not fit anchor or proxy.
         """
         _named("model", model)
-        async with self._releasing:
+        async with self.releasing:
             current = self.store.current(model)
             staged = {name: row["sha256"] for name, row in self.store.staged(model).items()}
             if "model.onnx" not in staged:
@@ -169,7 +170,7 @@ class Service:
 
     async def rollback(self, model: str, to_version: int, *, actor: str = "operator") -> int:
         """Publish the files of an older version again, as a new and higher version; returns that."""
-        async with self._releasing:
+        async with self.releasing:
             old = self.store.release(model, to_version)
             current = self.store.current(model)
             if current is not None and current["version"] == to_version:

@@ -22,6 +22,8 @@ from .errors import NotFoundError, StorageError
 from .schema import migrate
 
 Row = dict[str, Any]
+#: The file's name in the data directory.
+DATABASE = "sanderling.db"
 
 #: Columns that hold JSON, by whatever table; queries give them back as values.
 _JSON = frozenset({
@@ -31,12 +33,19 @@ _JSON = frozenset({
 
 
 class Store:
-    """The database in `path`, created if absent. Raises `StorageError` when it cannot be opened."""
+    """The database in `path`, created if absent; `readonly`: another process keeps it, this one looks.
 
-    def __init__(self, path: Path) -> None:
+    Raises `StorageError` when it cannot be opened.
+    """
+
+    def __init__(self, path: Path, *, readonly: bool = False) -> None:
         self.path = path
         self._write_lock, self._read_lock = threading.Lock(), threading.Lock()
         with translated(path):
+            if readonly:
+                self._writer = self._reader = _open(path)
+                self._reader.execute("PRAGMA query_only = ON")
+                return
             self._writer = _open(path)
             self._writer.execute("PRAGMA journal_mode = WAL")
             self._writer.execute("PRAGMA synchronous = FULL")
