@@ -154,14 +154,15 @@ def _fix_batch(proto: onnx.ModelProto, batch: int, name: str) -> None:
         value.type.tensor_type.ClearField("shape")
 
 
-def to_graph(model: onnx.ModelProto, batch: int, weights: frozenset[str], name: str) -> Graph:
-    """The graph of a normalized model at a fixed batch size.
+def to_graph(model: onnx.ModelProto, batch: int | None, weights: frozenset[str], name: str) -> Graph:
+    """The graph of a normalized model at a fixed batch size; None leaves its (static) input shapes as they are.
 
     `weights` are never folded, so that they stay inputs of what depends on them. Raises ModelError.
     """
     proto = onnx.ModelProto()
     proto.CopyFrom(model)
-    _fix_batch(proto, batch, name)
+    if batch is not None:
+        _fix_batch(proto, batch, name)
     for _ in range(8):
         try:
             inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=False, data_prop=True)

@@ -57,6 +57,7 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     micro_batch: int
     segments: int
     threads: int
+    block: int  # channels per block of the runtime's blocked operators in the steps; 0: there are none
     memory_limit: int | None
     peak_bytes: int
     measured: bool

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from . import onnxio
+from .blocked import DOMAIN, block_size
 from .differentiate import check_supported
 from .errors import EngineError, MemoryLimitError, ModelError
-from .graph import Graph
+from .graph import Builder, Graph
 from .lifetimes import last_uses
 from .loss import LABELS, LOSS, SAMPLE_WEIGHT, TARGETS, TEACHER, attach_loss, loss_options
 from .memory import format_size
@@ -105,9 +108,13 @@ def _choose(
         smallest = min(measured, smallest or measured)
     if smallest is None or limit is None:
         raise ModelError(f"{planner.name}: cannot be cut as asked; leave `segments` to the planner")
+    if trial:
+        # the number in the message is one that was seen to work, not an estimate
+        least = min(ways, key=planner.peak)
+        smallest = measure_peak(planner.plan(least, limit, 0, False)) + reserve + 2 * MARGIN_BYTES
     raise MemoryLimitError(
         f"{planner.name}: training needs {format_size(smallest)} at least, the limit is {format_size(limit)} "
-        f"({format_size(planner.baseline)} of it is the interpreter and its libraries); raise the limit, use a "
+        f"({format_size(planner.baseline + reserve)} of it is the process before it trains); raise the limit, use a "
         "smaller batch, train fewer weights (`trainable`) or choose an optimizer with less state (sgd)",
         smallest,
     )
@@ -124,6 +131,7 @@ class _Planner:
         self.proto = onnxio.normalize(proto, self.name)
         self.loss, self.options = loss, loss_options(loss, options)
         self.batch, self.optimizer, self.threads, self.output = batch, optimizer, threads, output
+        self.block = block_size()
         self.state_rows = check_optimizer(optimizer)
         self.data = self.proto.SerializeToString()
         self.static = onnxio.static_batch(self.proto)
@@ -141,7 +149,7 @@ class _Planner:
     @property
     def baseline(self) -> int:
         """Resident bytes of a process that has imported what training needs, measured."""
-        return measure_baseline()
+        return measure_baseline(_small_model())
 
     @lru_cache(maxsize=16)  # noqa: B019  (a planner lives as long as one call of compile)
     def graph(self, micro_batch: int) -> tuple[Graph, str]:
@@ -150,7 +158,7 @@ class _Planner:
         return graph, attach_loss(graph, self.loss, self.options, self.output)
 
     def _steps(self, micro_batch: int, cuts: tuple[int, ...]) -> list[Step]:
-        return write_steps(self.graph(micro_batch)[0], cuts, self.trainable, frozenset(self.weights))
+        return write_steps(self.graph(micro_batch)[0], cuts, self.trainable, frozenset(self.weights), self.block)
 
     def ways(self, micro_batch: int | None, segments: int | None) -> list[_Way]:
         """All ways to consider, the fastest first."""
@@ -205,15 +213,28 @@ class _Planner:
         def tensors(names: Sequence[str]) -> tuple[Tensor, ...]:
             return tuple(Tensor(n, graph.types[n].dtype, graph.types[n].shape) for n in names)
 
+        block = self.block if any(DOMAIN.encode() in s.model for s in steps) else 0
         info = Description(
             VERSION, self.name, self.loss, self.options, self.optimizer, self.batch, way.micro_batch,
-            len(way.cuts) + 1, self.threads, limit, peak, measured, self.baseline,
+            len(way.cuts) + 1, self.threads, block, limit, peak, measured, self.baseline,
             way.cuts[-1] / len(graph.nodes) if way.cuts else 0.0, output,
             tensors([i for i in graph.inputs if i not in targets]), tensors(targets), classes,
             tensors(self.weights), tuple(self.trainable), tensors(sorted(crossing_names - known)),
             tuple(StepInfo(s.kind, s.segment, s.reads, s.writes, s.workspace, s.operators) for s in steps),
         )  # fmt: skip
         return TrainingPlan(info, [s.model for s in steps], self.data)
+
+
+def _small_model() -> bytes:
+    """What the baseline is measured with: the kinds of operators that training steps are made of."""
+    b = Builder("p")
+    x, w = b.constant(np.ones((2, 8, 16), np.float32)), b.constant(np.ones((8, 8, 3), np.float32))
+    x = b.op("RandomNormalLike", x, seed=1.0)  # so that nothing can be folded
+    y = b.op("Relu", b.op("Conv", x, w, pads=[1, 1], kernel_shape=[3]))
+    y = b.op("ConvTranspose", y, w, pads=[1, 1], kernel_shape=[3])
+    y = b.op("Softmax", b.op("MatMul", y, b.op("Transpose", x, perm=[0, 2, 1])), axis=-1)
+    b.op("ReduceSum", b.op("Mul", y, y), b.ints(0), name="y", keepdims=0)
+    return onnxio.to_bytes(b.nodes, {}, {"y": None}, b.constants, onnxio.OPSET)
 
 
 def _powers(batch: int) -> Iterator[int]:

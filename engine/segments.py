@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import onnxio
+from .blocked import rewrite
 from .differentiate import dependents, differentiate
 from .graph import Builder, Graph, Node, TensorType
 from .lifetimes import peak
@@ -53,8 +54,10 @@ def crossing(graph: Graph, cuts: Sequence[int], weights: frozenset[str]) -> list
     return [[t for t, made in made_at.items() if made < cut <= read_at.get(t, -1)] for cut in cuts]
 
 
-def write_steps(graph: Graph, cuts: Sequence[int], trainable: Sequence[str], weights: frozenset[str]) -> list[Step]:
-    """The steps of training a graph that ends in `LOSS`, for these cuts. Raises UnsupportedOperatorError."""
+def write_steps(
+    graph: Graph, cuts: Sequence[int], trainable: Sequence[str], weights: frozenset[str], block: int = 0
+) -> list[Step]:
+    """The steps of training a graph that ends in `LOSS`, for these cuts. `block`: see `blocked.py`. Raises UnsupportedOperatorError."""
     bounds = [0, *cuts, len(graph.nodes)]
     ranges = list(zip(bounds[:-1], bounds[1:], strict=True))
     across = crossing(graph, cuts, weights)
@@ -68,7 +71,8 @@ def write_steps(graph: Graph, cuts: Sequence[int], trainable: Sequence[str], wei
         read = {i for n in nodes for i in n.inputs if i}
         leaving = [] if last else [t for t in across[segment] if t in made]
         if not last:
-            forward.append(_write("forward", segment, graph, nodes, {t: t for t in leaving}, Builder("s.f"), weights, {}))
+            leave = {t: t for t in leaving}
+            forward.append(_write("forward", segment, graph, nodes, leave, Builder("s.f"), weights, {}, block))
         # gradients arrive for what leaves and can carry one, and are wanted for what enters and for the weights
         builder = Builder("s.b")
         seeds = {t: GRADIENT + t for t in leaving if t in moving}
@@ -84,7 +88,7 @@ def write_steps(graph: Graph, cuts: Sequence[int], trainable: Sequence[str], wei
         if last:
             outputs[LOSS] = LOSS
         arriving = {GRADIENT + t: graph.types[t] for t in seeds} if not last else {}
-        backward.append(_write("backward", segment, graph, nodes, outputs, builder, weights, arriving))
+        backward.append(_write("backward", segment, graph, nodes, outputs, builder, weights, arriving, block))
     return [*_without_unread(forward, backward), *backward[::-1]]
 
 
@@ -103,6 +107,7 @@ def _write(
     builder: Builder,
     weights: frozenset[str],
     arriving: dict[str, TensorType],
+    block: int,
 ) -> Step:
     """One model that computes `outputs` ({name outside: name inside}) from whatever it needs."""
     written = [*nodes, *builder.nodes]
@@ -126,15 +131,19 @@ def _write(
     for outside in outputs:
         base = outside.removeprefix(GRADIENT) if outside.startswith(GRADIENT) else outside
         results[outside] = graph.types[base]
-    model = onnxio.to_bytes(kept, {n: types[n] for n in reads}, results, used, graph.opset)
-    return Step(
-        kind, segment, tuple(reads), tuple(outputs), model,
-        _workspace(kept, model, set(reads) | set(outputs)), len(kept),
-    )  # fmt: skip
+    arguments = {n: types[n] for n in reads}
+    plain = onnxio.to_bytes(kept, arguments, results, used, graph.opset)
+    known = onnxio.infer_types(plain)
+    workspace = _workspace(kept, known, set(reads) | set(outputs))
+    faster, added = rewrite(kept, known, block)
+    model = plain if len(faster) == len(kept) else onnxio.to_bytes(
+        faster, arguments, results, {**used, **added}, graph.opset
+    )
+    return Step(kind, segment, tuple(reads), tuple(outputs), model, workspace, len(faster))
 
 
-def _workspace(nodes: Sequence[Node], model: bytes, external: set[str]) -> int:
-    types = onnxio.infer_types(model)
+def _workspace(nodes: Sequence[Node], types: dict[str, TensorType], external: set[str]) -> int:
+    """Bytes that a session is expected to allocate at once, its inputs and outputs not counted."""
     sizes = {n: t.nbytes for n, t in types.items()}
 
     def unfolded(index: int) -> int:

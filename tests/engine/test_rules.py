@@ -1,0 +1,258 @@
+"""Every gradient rule against a numeric slope and against PyTorch: one line per case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sanderling.engine import onnxio
+from sanderling.engine.gradcheck import gradcheck as check
+from sanderling.engine.gradcheck import pull_back
+from sanderling.engine.graph import Array, Builder, TensorType
+from sanderling.engine.rules import RULES
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: the cross-checks need it")
+F = torch.nn.functional
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operator with float arguments (name: shape), and the same in PyTorch."""
+
+    op: str
+    shapes: dict[str, tuple[int, ...]]
+    torch: Callable[..., Any]
+    attributes: dict[str, Any] = field(default_factory=dict)
+    constants: tuple[Any, ...] = ()  # further inputs, known when planning; None is an omitted one
+    positive: bool = False
+    before: bool = False  # constants come before the arguments
+    label: str = ""
+    outputs: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.op}{'-' + self.label if self.label else ''}"
+
+    def model(self) -> bytes:
+        """The operator alone."""
+        b = Builder("h")
+        extra = ["" if c is None else b.constant(np.asarray(c)) for c in self.constants]
+        arguments = [*extra, *self.shapes] if self.before else [*self.shapes, *extra]
+        names = b.multi(self.op, arguments, self.outputs, "out", **self.attributes)
+        inputs = {n: TensorType("float32", s) for n, s in self.shapes.items()}
+        return onnxio.to_bytes(b.nodes, inputs, dict.fromkeys(names), b.constants, 20 if self.op == "Gelu" else 18)
+
+    def inputs(self) -> dict[str, Array]:
+        """Noise, away from the kinks at 0, 1, 3 and -3."""
+        rng = np.random.default_rng(7)
+        result = {}
+        for name, shape in self.shapes.items():
+            value = rng.uniform(0.3, 1.7, shape) * (1 if self.positive else rng.choice([-1, 1], shape))
+            for kink in (1.0, -1.0, 0.5, -0.5):
+                value = np.where(np.abs(value - kink) < 0.02, value + 0.05, value)
+            result[name] = value.astype(np.float32)
+        return result
+
+
+X = (2, 4, 9)
+XX = (2, 4, 7, 6)
+
+
+def unary(op: str, function: Callable[..., Any], **more: Any) -> Case:
+    return Case(op, {"x": (2, 3, 5)}, function, **more)
+
+
+def binary(op: str, function: Callable[..., Any], **more: Any) -> list[Case]:
+    shapes = [((2, 3, 4), (2, 3, 4)), ((2, 3, 4), (3, 1)), ((2, 1, 4), (2, 5, 1)), ((4,), (2, 3, 4))]
+    return [Case(op, {"a": a, "b": b}, function, label=f"{a}{b}".replace(" ", ""), **more) for a, b in shapes]
+
+
+def conv(label: str, x: tuple[int, ...], w: tuple[int, ...], op: str = "Conv", same: str = "", **a: Any) -> Case:
+    """A convolution with bias; attributes as in ONNX, symmetric pads."""
+    space = len(x) - 2
+    function = {("Conv", 1): F.conv1d, ("Conv", 2): F.conv2d, ("ConvTranspose", 1): F.conv_transpose1d,
+                ("ConvTranspose", 2): F.conv_transpose2d}[op, space]  # fmt: skip
+    outputs = w[0] if op == "Conv" else w[1] * a.get("group", 1)
+    given = {
+        "stride": a.get("strides", [1] * space), "padding": a.get("pads", [0] * space)[:space],
+        "dilation": a.get("dilations", [1] * space), "groups": a.get("group", 1),
+    }  # fmt: skip
+    attributes = {"kernel_shape": list(w[2:]), **a} | ({"auto_pad": same} if same else {})
+
+    def reference(x: Any, w: Any, b: Any) -> Any:
+        if not same:
+            return function(x, w, b, **given)
+        pads = []
+        for n, k, s in reversed(list(zip(x.shape[2:], w.shape[2:], given["stride"], strict=True))):
+            whole = max((-(-n // s) - 1) * s + k - n, 0)
+            pads += [whole // 2, whole - whole // 2] if same == "SAME_UPPER" else [whole - whole // 2, whole // 2]
+        return function(F.pad(x, pads), w, b, **given)
+
+    return Case(op, {"x": x, "w": w, "b": (outputs,)}, reference, attributes, label=label)
+
+
+I64 = np.int64
+CASES: list[Case] = [
+    *binary("Add", lambda a, b: a + b),
+    *binary("Sub", lambda a, b: a - b),
+    *binary("Mul", lambda a, b: a * b),
+    *binary("Div", lambda a, b: a / b, positive=True),
+    *binary("Pow", lambda a, b: a**b, positive=True),
+    *binary("Max", torch.maximum),
+    *binary("Min", torch.minimum),
+    *binary("Sum", lambda a, b: a + b),
+    *binary("Mean", lambda a, b: (a + b) / 2),
+    unary("Pow", lambda x: x**3, constants=(np.float32(3),), label="cube"),
+    unary("Pow", lambda x: x**2, constants=(np.float32(2),), label="square"),
+    Case("Where", {"a": (2, 3), "b": (1, 3)}, lambda a, b: torch.where(torch.tensor([[True], [False]]), a, b),
+         constants=(np.array([[True], [False]]),), before=True),
+    unary("Neg", lambda x: -x),
+    unary("Abs", torch.abs),
+    unary("Exp", torch.exp),
+    unary("Log", torch.log, positive=True),
+    unary("Sqrt", torch.sqrt, positive=True),
+    unary("Reciprocal", torch.reciprocal),
+    unary("Erf", torch.erf),
+    unary("Sin", torch.sin),
+    unary("Cos", torch.cos),
+    unary("Identity", lambda x: x),
+    unary("Dropout", lambda x: x),
+    unary("Cast", lambda x: x, attributes={"to": 1}),
+    unary("Relu", torch.relu),
+    unary("LeakyRelu", lambda x: F.leaky_relu(x, 0.2), attributes={"alpha": 0.2}),
+    Case("PRelu", {"x": (2, 3, 4), "s": (3, 1)}, lambda x, s: torch.where(x > 0, x, x * s)),
+    unary("Elu", lambda x: F.elu(x, 1.5), attributes={"alpha": 1.5}),
+    unary("Softplus", F.softplus),
+    unary("Clip", lambda x: torch.clamp(x, -0.5, 1.0), constants=(np.float32(-0.5), np.float32(1.0))),
+    unary("Clip", lambda x: torch.clamp(x, max=1.0), constants=(None, np.float32(1.0)), label="above"),
+    unary("Sigmoid", torch.sigmoid),
+    unary("Tanh", torch.tanh),
+    unary("HardSigmoid", F.hardsigmoid, attributes={"alpha": 1 / 6}),
+    unary("HardSwish", F.hardswish),
+    unary("Gelu", F.gelu),
+    unary("Gelu", lambda x: F.gelu(x, approximate="tanh"), attributes={"approximate": "tanh"}, label="tanh"),
+    unary("Softmax", lambda x: torch.softmax(x, 1), attributes={"axis": 1}),
+    unary("Softmax", lambda x: torch.softmax(x, -1), label="last"),
+    unary("LogSoftmax", lambda x: torch.log_softmax(x, -1), attributes={"axis": -1}),
+    *[
+        Case("Gemm", {"a": (4, 3)[:: -1 if ta else 1], "b": (3, 5)[:: -1 if tb else 1], "c": c},
+             lambda a, b, c, ta=ta, tb=tb: 0.5 * (a.T if ta else a) @ (b.T if tb else b) + 2 * c,
+             {"transA": ta, "transB": tb, "alpha": 0.5, "beta": 2.0}, label=f"{ta}{tb}{c}")
+        for ta in (0, 1) for tb in (0, 1) for c in ((5,), (4, 1))
+    ],
+    *[
+        Case("MatMul", {"a": a, "b": b}, torch.matmul, label=f"{a}{b}".replace(" ", ""))
+        for a, b in [((4, 3), (3, 5)), ((2, 4, 3), (3, 5)), ((2, 4, 3), (2, 3, 5)), ((2, 1, 4, 3), (6, 3, 5)),
+                     ((3,), (3, 5)), ((2, 4, 3), (3,)), ((3,), (2, 3, 5))]
+    ],
+    conv("1d", X, (6, 4, 3), pads=[1, 1]),
+    conv("1d-stride", X, (6, 4, 5), strides=[2], pads=[2, 2]),
+    conv("1d-stride-rest", (2, 4, 10), (6, 4, 3), strides=[3], pads=[1, 1]),
+    conv("1d-dilated", X, (6, 4, 3), dilations=[2], strides=[2], pads=[1, 1]),
+    conv("1d-pointwise", X, (6, 4, 1)),
+    conv("1d-pointwise-wide", (2, 16, 3), (16, 16, 1)),
+    conv("1d-grouped", X, (6, 2, 3), group=2, strides=[2]),
+    conv("1d-depthwise", (3, 16, 12), (16, 1, 5), group=16, pads=[2, 2]),
+    conv("1d-depthwise-stride", (3, 16, 13), (16, 1, 5), group=16, strides=[2], pads=[2, 2]),
+    conv("1d-depthwise-rest", (3, 16, 12), (16, 1, 3), group=16, strides=[2], pads=[0, 0]),
+    conv("1d-depthwise-dilated", (3, 16, 12), (16, 1, 3), group=16, dilations=[2], pads=[2, 2]),
+    conv("1d-depthwise-odd", (3, 5, 12), (5, 1, 3), group=5, pads=[1, 1]),
+    conv("1d-depthwise-wide-pads", (3, 5, 12), (5, 1, 3), group=5, pads=[3, 3]),
+    conv("1d-multiplied", (2, 4, 9), (8, 1, 3), group=4),
+    conv("2d", XX, (6, 4, 3, 3), pads=[1, 1, 1, 1]),
+    conv("2d-stride", XX, (6, 4, 3, 2), strides=[2, 3], pads=[1, 0, 1, 0]),
+    conv("2d-grouped-dilated", XX, (6, 2, 3, 2), group=2, dilations=[2, 1]),
+    conv("2d-pointwise", XX, (6, 4, 1, 1)),
+    conv("2d-pointwise-stride", XX, (6, 4, 1, 1), strides=[2, 2]),
+    conv("2d-depthwise", (2, 16, 8, 7), (16, 1, 3, 3), group=16, pads=[1, 1, 1, 1]),
+    conv("2d-depthwise-stride", (2, 16, 8, 7), (16, 1, 3, 3), group=16, strides=[2, 2], pads=[1, 1, 1, 1]),
+    conv("2d-depthwise-asymmetric", (2, 16, 8, 7), (16, 1, 5, 3), group=16, strides=[2, 1], pads=[2, 1, 2, 1]),
+    conv("same-upper", XX, (6, 4, 4, 3), same="SAME_UPPER", strides=[2, 2]),
+    conv("same-lower", XX, (6, 4, 4, 2), same="SAME_LOWER"),
+    conv("1d", X, (4, 6, 3), "ConvTranspose", strides=[2], pads=[1, 1]),
+    conv("2d", XX, (4, 6, 3, 2), "ConvTranspose", strides=[2, 2]),
+    Case("MaxPool", {"x": X}, lambda x: F.max_pool1d(x, 3, 2, 1), {"kernel_shape": [3], "strides": [2], "pads": [1, 1]}, label="1d"),
+    Case("MaxPool", {"x": XX}, lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
+         {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}, label="2d-ceil"),
+    Case("AveragePool", {"x": X}, lambda x: F.avg_pool1d(x, 3, 2, 1, count_include_pad=False),
+         {"kernel_shape": [3], "strides": [2], "pads": [1, 1]}, label="1d"),
+    Case("AveragePool", {"x": XX}, lambda x: F.avg_pool2d(x, (3, 2), (2, 2), (1, 0)),
+         {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 1, 0], "count_include_pad": 1}, label="2d-padded"),
+    Case("AveragePool", {"x": XX}, lambda x: F.avg_pool2d(x, 4, 3), {"kernel_shape": [4, 4], "strides": [3, 3]}, label="2d-rest"),
+    Case("GlobalAveragePool", {"x": XX}, lambda x: x.mean((2, 3), keepdim=True)),
+    Case("GlobalMaxPool", {"x": XX}, lambda x: x.amax((2, 3), keepdim=True)),
+    unary("ReduceSum", lambda x: x.sum((0, 2)), constants=(np.array([0, -1], I64),), attributes={"keepdims": 0}),
+    unary("ReduceMean", lambda x: x.mean(1, keepdim=True), constants=(np.array([1], I64),)),
+    unary("ReduceMean", lambda x: x.mean(), attributes={"keepdims": 0}, label="all"),
+    unary("ReduceMax", lambda x: x.amax(2), constants=(np.array([2], I64),), attributes={"keepdims": 0}),
+    unary("ReduceMin", lambda x: x.amin(1, keepdim=True), constants=(np.array([1], I64),)),
+    unary("ReduceSumSquare", lambda x: (x * x).sum(1), constants=(np.array([1], I64),), attributes={"keepdims": 0}),
+    unary("ReduceL2", lambda x: x.norm(dim=1), constants=(np.array([1], I64),), attributes={"keepdims": 0}),
+    unary("Reshape", lambda x: x.reshape(2, 15), constants=(np.array([0, -1], I64),)),
+    unary("Flatten", lambda x: x.flatten(1)),
+    unary("Transpose", lambda x: x.permute(2, 0, 1), attributes={"perm": [2, 0, 1]}),
+    unary("Transpose", lambda x: x.permute(2, 1, 0), label="reversed"),
+    Case("Squeeze", {"x": (2, 1, 3)}, lambda x: x.squeeze(1), constants=(np.array([1], I64),)),
+    unary("Unsqueeze", lambda x: x[:, None], constants=(np.array([1], I64),)),
+    Case("Expand", {"x": (3, 1)}, lambda x: x.expand(2, 3, 4), constants=(np.array([2, 3, 4], I64),)),
+    Case("Concat", {"a": (2, 3), "b": (2, 1), "c": (2, 4)}, lambda *t: torch.cat(t, 1), {"axis": 1}),
+    unary("Slice", lambda x: x[:, 1:, :-1], constants=(np.array([1, 0], I64), np.array([9, -1], I64), np.array([1, 2], I64))),
+    unary("Slice", lambda x: x[:, :, ::2], label="step",
+          constants=(np.array([0], I64), np.array([2**62], I64), np.array([2], I64), np.array([2], I64))),
+    unary("Slice", lambda x: x.flip(2), label="reversed",
+          constants=(np.array([-1], I64), np.array([-(2**62)], I64), np.array([2], I64), np.array([-1], I64))),
+    Case("Split", {"x": (2, 7)}, lambda x: torch.split(x, [2, 5], 1), {"axis": 1}, (np.array([2, 5], I64),), outputs=2),
+    unary("Pad", lambda x: F.pad(x, (1, 2, 0, 1), value=0.5), constants=(np.array([0, 0, 1, 0, 1, 2], I64), np.float32(0.5))),
+    unary("Gather", lambda x: x[:, torch.tensor([[0, 2], [2, 1]])], constants=(np.array([[0, 2], [-1, 1]], I64),), attributes={"axis": 1}),
+    unary("Gather", lambda x: x[torch.tensor([1, 1, 0])], constants=(np.array([1, 1, 0], I64),), label="first"),
+    unary("Tile", lambda x: x.tile(2, 1, 3), constants=(np.array([2, 1, 3], I64),)),
+    Case("BatchNormalization", {"x": XX, "s": (4,), "b": (4,)},
+         lambda x, s, b: F.batch_norm(x, torch.linspace(-1, 1, 4), torch.linspace(1, 2, 4), s, b, eps=1e-3),
+         {"epsilon": 1e-3}, (np.linspace(-1, 1, 4, dtype=np.float32), np.linspace(1, 2, 4, dtype=np.float32))),
+    Case("LayerNormalization", {"x": (2, 3, 5), "s": (5,), "b": (5,)}, lambda x, s, b: F.layer_norm(x, (5,), s, b)),
+    Case("LayerNormalization", {"x": (2, 3, 5), "s": (3, 5), "b": (3, 5)},
+         lambda x, s, b: F.layer_norm(x, (3, 5), s, b), {"axis": 1}, label="two-axes"),
+]  # fmt: skip
+
+#: Cases that the reference interpreter of ONNX cannot run in double precision: compared with PyTorch only.
+NOT_NUMERIC = {
+    "Erf": "the reference interpreter rounds Erf to single precision",
+    "Mean-(2,1,4)(2,5,1)": "the reference interpreter does not broadcast Mean",
+    "Mean-(4,)(2,3,4)": "the reference interpreter does not broadcast Mean",
+}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gradient_is_the_numeric_slope(case: Case) -> None:
+    if str(case) in NOT_NUMERIC:
+        pytest.skip(NOT_NUMERIC[str(case)])
+    check(case.model(), case.inputs(), with_respect_to=list(case.shapes))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gradient_is_pytorch_s(case: Case) -> None:
+    inputs = case.inputs()
+    proto, name = onnxio.load_model(case.model())
+    graph = onnxio.to_graph(proto, None, frozenset(), name)
+    tensors = {n: torch.tensor(v, requires_grad=True) for n, v in inputs.items()}
+    results = case.torch(*tensors.values())
+    results = results if isinstance(results, tuple) else (results,)
+    rng = np.random.default_rng(3)
+    seeds = {o: rng.standard_normal(r.shape).astype(np.float32) for o, r in zip(graph.outputs, results, strict=False)}
+    sum((r * torch.tensor(s)).sum() for r, s in zip(results, seeds.values(), strict=True)).backward()
+    given = pull_back(graph, inputs, seeds, list(inputs))
+    for name, tensor in tensors.items():
+        np.testing.assert_allclose(given[name], tensor.grad.numpy(), rtol=2e-4, atol=2e-5, err_msg=name)
+
+
+def test_every_rule_has_a_case() -> None:
+    assert {c.op for c in CASES} == set(RULES)
+
+
+def test_a_wrong_rule_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES["Exp"].rules, 0, lambda s: s.g)
+    with pytest.raises(Exception, match="gradient of 'x' is wrong"):
+        check(unary("Exp", torch.exp).model(), {"x": np.ones((2, 3, 5), np.float32)}, with_respect_to=["x"])
