@@ -5,8 +5,8 @@ release's anchor set. Beating means higher accuracy or, at equal accuracy, a low
 small, so accuracies tie often, and the loss still tells which model is surer of the right answers. With fewer than
 `LIMITS.least_held_out` held-out samples nothing is known, so the fleet's model goes on serving.
 
-What was learned is *sent* when the personal model is not worse than the base on the held-out slice: the server judges the
-merged model by itself, and a device's change may help others even where this device's anchor figures fall.
+What was learned is *sent* when the personal model is not worse than the base on the held-out slice: the server judges
+the merged model by itself, and a device's change may help others even where this device's anchor figures fall.
 """
 
 from __future__ import annotations

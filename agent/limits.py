@@ -39,6 +39,8 @@ class Limits:
     #: Seconds: a release's health check, and one prediction in it, may take this long.
     health_seconds: float = 120.0
     prediction_seconds: float = 10.0
+    #: Health checks that may crash before a release is refused for it.
+    health_attempts: int = 3
     #: Seconds that planning and one training run may take.
     planning_seconds: float = 900.0
     training_seconds: float = 6 * 3600.0

@@ -25,8 +25,8 @@ from .errors import StorageFullError, TrainingError, storage_errors
 from .jobs import PlanDone, PlanJob
 from .tensors import pack
 
-#: Bytes that the agent's trainer takes beyond what a plan is measured with: SQLite, the codec, one batch of samples, and
-#: (in multiples of the model file) copies of the weights while a delta is coded and two models are compared.
+#: Bytes that the agent's trainer takes beyond what a plan is measured with: SQLite, the codec, one batch of samples,
+#: and (in multiples of the model file) copies of the weights while a delta is coded and two models are compared.
 RESERVE, RESERVE_MODELS = 14 * 2**20, 4
 _FORMAT = 1
 
@@ -58,7 +58,7 @@ def plan(job: PlanJob) -> PlanDone:
         raise TrainingError(f"this model cannot be trained here: {error}", permanent=True) from error
     values = directory / f"{hashlib.sha256(data).hexdigest()[:32]}.weights"
     with storage_errors("saving the model's weights"):
-        write_durably(values, pack({name: array for name, array in weights.items()}))
+        write_durably(values, pack(dict(weights)))
     return PlanDone(str(path), str(values), peak)
 
 

@@ -18,7 +18,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 from sanderling.codec.release import Release
 
@@ -169,7 +169,7 @@ class Refuse:
 class Report:
     """Tell the operator."""
 
-    kind: str
+    kind: Literal["rejected", "chunk_refused"]
     version: int
     reason: str
 
