@@ -152,7 +152,7 @@ function lines(field, tone, extra = []) {
   }));
   const chosen = [...extra, ...all].some((line) => line.name === state.single) ? state.single : null;
   const crowd = all.length > TONES;
-  return [...all, ...extra].map((line) => ({
+  return [...extra, ...all].map((line) => ({
     ...line,
     muted: chosen ? line.name !== chosen : crowd && !line.strong,
     strong: line.strong || line.name === chosen,
@@ -170,7 +170,7 @@ function showAccuracy(tone) {
   charts.accuracy.show({
     lines: drawn,
     marks: releases.map((release) => ({ time: release.time, text: `v${release.version}` })),
-    high: 1, low: 0.9, bases: [1, 2, 2.5, 5, 10],
+    high: 1, low: 0.9, floor: 0.1,
     nothing: "No device has measured its accuracy yet: that needs labelled samples.",
   });
   legend(drawn);
@@ -200,7 +200,7 @@ function legend(drawn) {
   const items = (many ? drawn.filter((line) => line.strong) : drawn).map(({ name, tone }) => ({
     name, tone, pressed: name === state.single,
   }));
-  reconcile(byId("accuracy-legend"), items.reverse(), (item) => item.name,
+  reconcile(byId("accuracy-legend"), items, (item) => item.name,
     (item) => element("button", { type: "button", onclick: () => single(item.name) }, element("span", { class: "dot" }), element("span", {}, item.name)),
     (node, item) => {
       node.className = `tone-${item.tone}`;

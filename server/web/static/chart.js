@@ -56,7 +56,8 @@ export class LineChart {
 
   /**
    * Draw `lines` [{name, tone, points: [[time, value], ...], strong, muted}], `marks` [{time, text}], and `limit`
-   * {value, text}; values outside [low, high] widen the range; `steps` draws each value until the next one.
+   * {value, text}; values outside [low, high] widen the range, whose lower end is a multiple of `floor`; `steps` draws
+   * each value until the next one.
    */
   show(data) {
     this.data = data;
@@ -96,6 +97,7 @@ export class LineChart {
         high = Math.max(high, value);
       }
     }
+    if (this.data.floor) low = Math.floor(low / this.data.floor + 1e-9) * this.data.floor;
     if (limit) high = Math.max(high, limit.value * 1.06);
     if (last - first < 10) last = first + 10;
     if (high - low < 1e-9) high = low + 1;

@@ -133,7 +133,7 @@ export function deviceDetail(place, device, now) {
   new LineChart(box, { format: (value) => percent(value, 0), label: "Accuracy of this device", height: 200 }).show({
     lines: [line("fleet's model", "held_out_fleet", "0"), line("its own model", "held_out_personal", "1"), line("live", "prequential", "other")],
     marks: device.history.releases.filter((release) => release.model === device.model).map((release) => ({ time: release.time, text: `v${release.version}` })),
-    low: 0.9, high: 1,
+    low: 0.9, high: 1, floor: 0.1,
   });
 }
 
@@ -150,11 +150,13 @@ function eventLine(event, now) {
   return line(event.received, now, [element("b", {}, event.device), ` ${verb} `, `${event.model} v${event.version}`], event.reason, tone);
 }
 
+const DONE = { release: "released", stage: "received", "merge refused": "refused a merge,", "merge failed": "failed at a merge," };
+
 function auditLine(entry, now) {
   const detail = Object.entries(entry.detail ?? {}).filter(([key]) => !["digest", "sha256"].includes(key))
     .map(([key, value]) => `${key.replaceAll("_", " ")}: ${typeof value === "object" ? JSON.stringify(value) : value}`).join(", ");
   const bad = /refused|failed/.test(entry.action) ? "bad" : "";
-  return line(entry.time, now, [element("b", {}, entry.actor), ` ${entry.action}: `, entry.subject], detail, bad);
+  return line(entry.time, now, [element("b", {}, entry.actor), ` ${DONE[entry.action] ?? entry.action} `, entry.subject], detail, bad);
 }
 
 function line(time, now, text, reason, tone) {

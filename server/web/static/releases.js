@@ -20,7 +20,7 @@ function figure(name, value) {
   if (typeof value !== "number") return typeof value === "string" ? value : JSON.stringify(value);
   if (/accuracy|agreement|share|drop|score/.test(name)) return percent(value);
   if (/bytes|peak/.test(name) && value > 1024) return bytes(value);
-  return Number.isInteger(value) ? count(value) : value.toPrecision(4);
+  return Number.isInteger(value) ? count(value) : String(Number(value.toPrecision(4)));
 }
 
 const amount = (value) => (Array.isArray(value) ? value.length : value);
