@@ -69,6 +69,7 @@ def create_app(service: Service) -> Starlette:
             Route("/api/jobs", web.jobs),
             Route("/api/audit", web.audit),
             Route("/api/live", web.live),
+            Route("/api/token", web.token, methods=["POST"]),
             Route("/metrics", web.metrics),
             Route("/healthz", web.health),
             Mount("/", StaticFiles(directory=STATIC, html=True)),
@@ -154,6 +155,9 @@ class _Web:
         return StreamingResponse(self._live.stream(), headers=headers, media_type="text/event-stream")
 
     # ---- actions (the token has been checked by `Guard`)
+
+    async def token(self, _: Request) -> Response:
+        return json({"ok": True})
 
     async def upload(self, request: Request) -> Response:
         model, file = request.path_params["model"], request.path_params["file"]

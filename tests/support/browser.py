@@ -1,4 +1,4 @@
-"""A headless Chromium for tests, spoken to over its DevTools protocol on two pipes: nothing but the standard library."""
+"""A headless Chromium for tests, spoken to over its DevTools protocol on two pipes: standard library only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server's face under test: a service on a fresh data directory, the same behind a real socket, and a fleet's past."""
+"""A server's face under test: a service on a fresh data directory, the same behind a socket, and a fleet's past."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from tests.support.brokers import free_port
 
 from sanderling.codec.release import generate_key
 from sanderling.server import ledger
@@ -21,6 +20,7 @@ from sanderling.server.config import Settings, parse
 from sanderling.server.service import DATABASE, KEY, TOKEN, Service
 from sanderling.server.store import Store, note
 from sanderling.server.web.api import create_app
+from tests.support.brokers import free_port
 
 MIB = 2**20
 
@@ -82,7 +82,8 @@ def report(**changed: Any) -> dict[str, Any]:
     """A telemetry message as a device sends it, as JSON values."""
     figures: dict[str, Any] = {
         "v": 1, "time": time.time(), "boot": 1, "model": "wrist", "version": 1, "serving": "fleet", "samples_seen": 200,
-        "samples_stored": 150, "prequential": {"value": 0.75, "count": 64}, "held_out_fleet": {"value": 0.7, "count": 40},
+        "samples_stored": 150, "prequential": {"value": 0.75, "count": 64},
+        "held_out_fleet": {"value": 0.7, "count": 40},
         "held_out_personal": None, "resident": {"supervisor": 27 * MIB, "worker": 58 * MIB}, "training_runs": 2,
         "training_peak": 97 * MIB, "memory_limit": 128 * MIB, "deltas_sent": 2, "delta_bytes": 6000,
         "float32_bytes": 88000, "outbox": 0,
@@ -152,7 +153,8 @@ def tell_story(service: Service, devices: int = 5, seconds: float = 170.0) -> No
                                    "share": 0.25} for n, name in enumerate(names[:4])],
                 "candidates": {
                     name: {"accuracy": a, "agreement": g, "score": (a + g) / 2}
-                    for name, a, g in (("aggregate", 0.905, 0.861), ("cautious", 0.93, 0.79), ("between_0.5", 0.927, 0.88),
+                    for name, a, g in (("aggregate", 0.905, 0.861), ("cautious", 0.93, 0.79),
+                                       ("between_0.5", 0.927, 0.88),
                                        ("distilled", 0.919, 0.884), ("present", 0.931, 0.74))
                 },
                 "seconds": {"aggregate": 0.2, "ask": 1.1, "distill": 4.3, "measure": 0.6}, "peak_bytes": 180 * MIB,
@@ -185,7 +187,14 @@ def tell_story(service: Service, devices: int = 5, seconds: float = 170.0) -> No
             add_delta(service, name, sequence, base=1 + sequence // 3, merged_into=2 if sequence < 3 else None)
         add_event(service, name, 1, "installed", version=4, received=released[3] + 2 + n)
     add_event(service, names[0], 2, "personal_adopted", "0.927 against 0.756 on 41 held-out samples", version=4)
-    add_event(service, names[1 % devices], 2, "rejected", "chunk 3 of model.onnx does not have its digest; asked again", version=4)
+    add_event(
+        service,
+        names[1 % devices],
+        2,
+        "rejected",
+        "chunk 3 of model.onnx does not have its digest; asked again",
+        version=4,
+    )
     with service.store.writing() as db:
         note(db, "api from 127.0.0.1", "stage", "wrist model.onnx", {"length": 52_311})
     service.broker.update(connected=True, reason="connected", protocol=5)
