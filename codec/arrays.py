@@ -41,7 +41,7 @@ def encode(head: BitWriter, arrays: Sequence[I64]) -> bytes:
     raw: list[U64] = []
     for number in range(total):
         values = np.concatenate([a for a, s in zip(arrays, sequence_of, strict=True) if s == number])
-        base = plan.most_common(values)
+        base = plan.base(values)
         coded, lengths = plan.choose(values - np.int64(base))
         head.signed(base)
         modes.write_way(head, coded)

@@ -1,8 +1,9 @@
 """How much a decoder may be made to do, in one place.
 
 Every size that a blob claims is checked against these before anything of that size is allocated, so bytes from a
-stranger cost at most what is written here. The decoder's own working memory is at most about `WORK_BYTES_PER_ELEMENT`
-bytes for each decoded element, besides the result and the blob.
+stranger cost at most what is written here. The decoder's own working memory is at most about
+`WORK_BYTES_PER_ELEMENT` for each decoded element and `WORK_BYTES_PER_BLOB_BYTE` for each byte of the blob, plus
+both.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 #: Bytes of scratch memory for each element while decoding (64-bit symbols, tokens, raw bits and their positions).
-WORK_BYTES_PER_ELEMENT = 64
+WORK_BYTES_PER_ELEMENT = 96
+#: And for each byte of the blob (24-bit windows on every byte, and what it takes to make them).
+WORK_BYTES_PER_BLOB_BYTE = 20
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """How one sequence of integers becomes symbols: the table `MODES` of ways, each with its inverse.
 
-A way turns a sequence (already reduced by its most common value) into one stream of symbols plus raw bits. Which way
+A way turns a sequence (already reduced by its base) into one stream of symbols plus raw bits. Which way
 is the cheapest is the planner's business (`plan.py`); both ends find the ways here by number.
 
 - `TUPLES`: k neighbouring values make one symbol. k = 1 is plain coding; k = 2 to 4 spreads the one bit that a

@@ -23,6 +23,8 @@ _FRACTION, _MANTISSA = 12, 10
 _SAMPLE, _PIECES = 1 << 17, 16
 #: Bits that a sequence costs in the header apart from its code's lengths, and bits per symbol of these, about.
 _SEQUENCE_BITS, _SYMBOL_BITS = 40, 4
+#: A value is common if it is one in this many.
+_COMMON = 8
 #: Split of the tokens by whose histogram arrays are compared.
 _GROUP_SPLIT = 3
 
@@ -95,14 +97,19 @@ def _sample(values: I64) -> I64:
     return np.concatenate([values[i * pitch : i * pitch + piece] for i in range(_PIECES)])
 
 
-def most_common(values: I64) -> int:
-    """The most common value (of the sample); the smallest if there are several."""
+def base(values: I64) -> int:
+    """What to subtract from a sequence: a value that is common, so that zeros are; else, of narrow data, the middle."""
     found, counts = np.unique(_sample(values), return_counts=True)
-    return int(found[np.argmax(counts)]) if len(found) else 0
+    if not len(found):
+        return 0
+    low, high = int(values.min()), int(values.max())
+    if high - low < 1 << modes.LARGEST_SPLIT and counts.max() * _COMMON < counts.sum():
+        return (low + high + 1) // 2  # all values then are tokens by themselves
+    return int(found[np.argmax(counts)])
 
 
 def choose(values: I64) -> tuple[Coded, I64]:
-    """The cheapest way for a sequence, and its code lengths. `values` are already reduced by the most common one."""
+    """The cheapest way for a sequence, and its code lengths. `values` are already reduced by their base."""
     sample = _sample(values)
     best, best_cost = Way(TUPLES, 1, 1), -1
     for way in _candidates(sample):

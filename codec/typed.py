@@ -9,11 +9,10 @@ hold arrays.
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-from numpy.lib import format as npy
 
 #: Ranges of fewer bytes are not worth their entry.
 _SMALLEST = 64
@@ -40,6 +39,12 @@ _ONNX_TYPES = {
     False),
 }  # fmt: skip
 
+#: The head of a member with an array of plain little-endian numbers (numpy's NEP 1), and how much to read for it.
+_NPY_HEADER = re.compile(
+    rb"\x93NUMPY(?P<version>[\1-\3])\0.{2,4}?\{'descr': '[<|](?P<kind>[iufb])(?P<width>[1248])', ", re.DOTALL
+)
+_NPY_HEADER_SIZE = 64
+
 #: Message -> field number -> message in that field, along all paths from an ONNX model to its tensors.
 _ONNX_FIELDS: dict[str, dict[int, str]] = {
     "Model": {7: "Graph", 25: "Function"},
@@ -58,10 +63,9 @@ class _NotUnderstoodError(Exception):
 def find(data: bytes) -> list[Range]:
     """Ranges in ascending order that do not overlap; none if `data` is in no format known here."""
     try:
-        found = (
-            list(_in_archive(data)) if data[:4] == b"PK\x03\x04" else list(_in_message(data, 0, len(data), "Model", 0))
-        )
-    except (_NotUnderstoodError, zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError, KeyError):
+        archive = data[:4] == b"PK\x03\x04"
+        found = list(_in_archive(data) if archive else _in_message(data, 0, len(data), "Model", 0))
+    except Exception:  # zipfile raises a dozen types on damaged archives: what cannot be read has no ranges
         return []
     result: list[Range] = []
     end = 0
@@ -134,20 +138,18 @@ def _in_tensor(data: bytes, at: int, end: int) -> Iterator[Range]:
 
 def _in_archive(data: bytes) -> Iterator[Range]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED or not member.filename.endswith(".npy"):
-                continue
-            with archive.open(member) as file:
-                version = npy.read_magic(file)
-                read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-                dtype = read(file)[2]
-                header = file.tell()
-            if dtype.kind not in "iufb" or dtype.byteorder == ">" or dtype.itemsize not in (1, 2, 4, 8):
-                continue
-            name, extra = (
-                int.from_bytes(data[member.header_offset + i : member.header_offset + i + 2], "little")
-                for i in (26, 28)
-            )
-            start = member.header_offset + 30 + name + extra + header
-            if start + member.file_size - header <= len(data):
-                yield Range(start, member.file_size - header, dtype.itemsize, dtype.kind == "f")
+        members = archive.infolist()
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED:
+            continue
+        local = data[member.header_offset : member.header_offset + 30]
+        name, extra = int.from_bytes(local[26:28], "little"), int.from_bytes(local[28:30], "little")
+        start = member.header_offset + 30 + name + extra
+        found = _NPY_HEADER.match(data[start : start + _NPY_HEADER_SIZE])
+        if found is None:
+            continue
+        size_bytes = 2 if found["version"] == b"\1" else 4
+        header = 8 + size_bytes + int.from_bytes(data[start + 8 : start + 8 + size_bytes], "little")
+        size = member.file_size - header
+        if 0 < size <= len(data) - start - header:
+            yield Range(start + header, size, int(found["width"]), found["kind"] == b"f")
