@@ -1,7 +1,7 @@
 """The `sanderling` command: dispatches to the packages, which keep their own commands in their own `cli.py`.
 
-Start-up stays light: a package's command module is imported only when one of its commands is asked for, and heavy libraries
-only inside the handlers.
+Start-up stays light: a package's command module is imported only when one of its commands is asked for, and heavy
+libraries only inside the handlers.
 """
 
 from __future__ import annotations

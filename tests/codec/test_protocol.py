@@ -1,4 +1,4 @@
-"""Topics, messages, releases: builder and parser are inverses, and any bytes give a value or the documented error."""
+"""Topics, messages, releases: build and parse are inverses, and any bytes give a value or the documented error."""
 
 from __future__ import annotations
 
