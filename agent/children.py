@@ -36,7 +36,7 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class _Answer(msgspec.Struct):
-    result: msgspec.Raw | None = None
+    result: msgspec.Raw = msgspec.Raw(b"")
     failure: Failure | None = None
 
 
@@ -83,7 +83,7 @@ def _read(module: str, kind: type[R], status: int, output: bytes, errors: bytes)
         answer = msgspec.json.decode(output, type=_Answer)
         if answer.failure is not None:
             return answer.failure
-        if answer.result is not None:
+        if bytes(answer.result):
             return msgspec.json.decode(answer.result, type=kind)
     except msgspec.DecodeError:
         pass  # it ended before it could answer; what it wrote as an error is the best there is

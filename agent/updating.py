@@ -125,7 +125,9 @@ class Updater:
         job = VerifyJob(envelope, self._settings.release.trusted_keys)
         done = await children.run("verifier", job, VerifyDone, LIMITS.health_seconds)
         if isinstance(done, Failure):
-            return update.Unverified(envelope, f"the signature could not be checked: {done.reason}")
+            log.error("the signature could not be checked, it is tried again: %s", done.reason)
+            await asyncio.sleep(LIMITS.chunk_patience / 2)
+            return update.Announced(envelope)
         if done.release is None:
             return update.Unverified(envelope, done.reason)
         return update.Verified(envelope, done.release, done.digest)
