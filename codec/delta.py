@@ -7,7 +7,8 @@ all along.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -80,7 +81,7 @@ def decode_delta(blob: bytes, *, limits: CodecLimits = DEFAULT_LIMITS) -> dict[s
 
 def accumulate(
     blob: bytes,
-    into: MutableMapping[str, npt.NDArray[np.floating]],
+    into: Mapping[str, npt.NDArray[np.floating[Any]]],
     weight: float = 1.0,
     *,
     limits: CodecLimits = DEFAULT_LIMITS,
@@ -101,7 +102,8 @@ def accumulate(
             )
     while decoded:
         name, tensor = decoded.popitem()
-        into[name] += into[name].dtype.type(weight) * tensor
+        target = into[name]
+        np.add(target, target.dtype.type(weight) * tensor, out=target)
 
 
 def _decoded(blob: bytes, limits: CodecLimits) -> Iterator[tuple[str, F32]]:

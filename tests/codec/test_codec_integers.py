@@ -126,7 +126,7 @@ def test_other_types_are_refused_by_name(value: npt.NDArray[np.generic]) -> None
 
 
 def test_limits_are_checked_on_both_sides() -> None:
-    arrays = {"a": np.zeros(1000, np.int32), "b": np.zeros(10, np.int8)}
+    arrays: Arrays = {"a": np.zeros(1000, np.int32), "b": np.zeros(10, np.int8)}
     blob = encode_integers(arrays)
     for limits in (
         CodecLimits(elements=1009), CodecLimits(decoded_bytes=4009), CodecLimits(arrays=1), CodecLimits(dimensions=0),
