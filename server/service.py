@@ -23,7 +23,8 @@ from .errors import ConfigurationError, NotFoundError, RequestError
 from .files import Files
 from .inspection import Findings, inspect
 from .signing import Signer
-from .store import DATABASE, Row, Store, note
+from .store import DATABASE as DATABASE
+from .store import Row, Store, note
 
 #: What may be pushed for a model, and whether a release needs it.
 FILES = {"model.onnx": True, "anchor.npz": False, "proxy.npz": False}

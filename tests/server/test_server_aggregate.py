@@ -16,7 +16,7 @@ from sanderling.server.errors import MergeError
 from sanderling.server.policy import Situation, due
 
 LIMITS = CodecLimits()
-CURRENT = {"w": np.float32([[1, 2, 3], [4, 5, 6]]), "b": np.float32([0, 1])}
+CURRENT = {"w": np.array([[1, 2, 3], [4, 5, 6]], np.float32), "b": np.array([0, 1], np.float32)}
 
 
 def change(seed: int) -> bytes:
@@ -83,8 +83,8 @@ def test_interpolation_stays_between(t: float) -> None:
 
 def test_who_has_never_seen_a_class_does_not_talk_others_out_of_it() -> None:
     ensemble = Ensemble(samples=1, classes=2, temperature=1.0)
-    ensemble.ask(np.float32([[4, 0]]), [500, 0])  # sure of class 0, the only one that it has ever seen
-    ensemble.ask(np.float32([[0, 2]]), [500, 500])  # knows both, and says 1
+    ensemble.ask(np.array([[4, 0]], np.float32), [500, 0])  # sure of class 0, the only one that it has ever seen
+    ensemble.ask(np.array([[0, 2]], np.float32), [500, 500])  # knows both, and says 1
     assert ensemble.plain().argmax() == 0
     assert ensemble.histogram_weighted().argmax() == 1
     for mixed in (ensemble.plain(), ensemble.histogram_weighted()):
@@ -94,7 +94,7 @@ def test_who_has_never_seen_a_class_does_not_talk_others_out_of_it() -> None:
 @given(st.lists(st.floats(-20, 20), min_size=3, max_size=3), st.floats(0.5, 5))
 def test_ensemble_as_logits_has_its_probabilities_as_softmax(row: list[float], temperature: float) -> None:
     ensemble = Ensemble(samples=1, classes=3, temperature=temperature)
-    ensemble.ask(np.float32([row]), [1, 1, 1])
+    ensemble.ask(np.array([row], np.float32), [1, 1, 1])
     back = soften(ensemble.as_logits(ensemble.plain()), temperature)
     np.testing.assert_allclose(back, ensemble.plain(), atol=1e-5)
 

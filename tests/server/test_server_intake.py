@@ -18,7 +18,7 @@ from sanderling.server.service import Service
 from tests.support.servers import delta_message, event_message, state_message
 from tests.support.web import add_release, make_service
 
-GOOD = encode_delta({"w": np.float32([0.5, -0.25, 0.0])})[0]
+GOOD = encode_delta({"w": np.array([0.5, -0.25, 0.0], np.float32)})[0]
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_full_disk_commits_and_receipts_nothing_then_recovers(service: Service, 
     with service.store.writing() as db:
         (pages,) = db.execute("PRAGMA page_count").fetchone()
         db.execute(f"PRAGMA max_page_count = {pages}")  # SQLite reports SQLITE_FULL, as it does for a full disk
-    blob = encode_delta({"w": np.float32([0.5, -0.25, 0.125])})[0]
+    blob = encode_delta({"w": np.array([0.5, -0.25, 0.125], np.float32)})[0]
     batch = [Received(f"d{i}", "delta", delta_message(blob)) for i in range(2000)]
     with pytest.raises(StorageError, match="free space"):
         intake.commit(batch)

@@ -20,7 +20,7 @@ from sanderling.server.store import Store
 from tests.support.servers import delta_message
 from tests.support.web import add_release, make_service
 
-BLOB = encode_delta({"w": np.float32([0.5, -0.25, 0.0])})[0]
+BLOB = encode_delta({"w": np.array([0.5, -0.25, 0.0], np.float32)})[0]
 
 
 @settings(max_examples=25, deadline=None)
@@ -30,7 +30,8 @@ def test_each_delta_is_in_one_place(steps: list[str]) -> None:
         service = make_service(Path(directory))
         version = add_release(service, weights={"w": [3]})
         intake = Intake(service.store, Limits())
-        sent, merged_before = 0, {}
+        sent = 0
+        merged_before: dict[int, int] = {}
         running: int | None = None
         for step in steps:
             if step == "receive":

@@ -76,7 +76,12 @@ class ServerProcess:
         self.log = directory.parent / f"{directory.name}.log"
         run_command("server", "init", str(directory), "--fleet", FLEET)
         self.config = directory / "server.toml"
-        values = {"port": [broker_port, self.port], "min_interval_seconds": [0.0], "min_devices": [2], "epochs": [2]}
+        values: dict[str, list[object]] = {
+            "port": [broker_port, self.port],
+            "min_interval_seconds": [0.0],
+            "min_devices": [2],
+            "epochs": [2],
+        }
         values |= {name: [value] for name, value in changed.items()}
         lines = []
         for line in self.config.read_text().splitlines():
