@@ -19,7 +19,7 @@ from sanderling.engine.memory import parse_size
 
 from .errors import SettingsError
 
-Name = Annotated[str, Meta(pattern=NAME.pattern.replace(r"\Z", "$"))]
+Name = Annotated[str, Meta(pattern=f"^{NAME.pattern}")]
 Seconds = Annotated[float, Meta(gt=0, le=86400 * 365)]
 Positive = Annotated[int, Meta(ge=1, le=2**53)]
 Port = Annotated[int, Meta(ge=0, le=65535)]

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from sanderling.codec.messages import Telemetry
+from sanderling.engine.memory import trim
 
 from . import control, learning, pipe, sync, telemetry, updating
 from .choice import Choice
@@ -94,6 +95,7 @@ class Agent:
         self._updater.start()
         self._learner.start()
         await self._link.start()
+        trim()
         notify("READY=1")
         log.info("ready: model %s on %s", self._settings.model.name, self._settings.serve.socket)
         watchdog = watchdog_seconds()
