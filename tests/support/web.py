@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
 import threading
 import time
 from collections.abc import Iterator
@@ -12,13 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import uvicorn
 
-from sanderling.codec.release import generate_key
 from sanderling.server import ledger
 from sanderling.server.config import Settings, parse
-from sanderling.server.service import DATABASE, KEY, TOKEN, Service
-from sanderling.server.store import Store, note
+from sanderling.server.service import Service
+from sanderling.server.setup import initialize
+from sanderling.server.store import note
 from sanderling.server.web.api import create_app
 from tests.support.brokers import free_port
 
@@ -32,10 +32,35 @@ def settings(directory: Path, extra: str = "") -> Settings:
 
 def make_service(directory: Path, extra: str = "") -> Service:
     """A service on a data directory as `sanderling server init` leaves it."""
-    (directory / KEY).write_text(generate_key()[0], encoding="ascii")
-    (directory / TOKEN).write_text(secrets.token_urlsafe(24), encoding="ascii")
-    Store(directory / DATABASE).close()
+    initialize(directory, "wrists")
     return Service(settings(directory, extra))
+
+
+class Api:
+    """The application of a service, asked without a socket."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._app = create_app(service)
+
+    def ask(self, method: str, path: str, *, token: str | None = "", **given: Any) -> httpx.Response:
+        """One request; the token is the right one unless another, or None for none, is given."""
+        headers = dict(given.pop("headers", {}))
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token or self.service.token}".encode("latin-1")
+
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(self._app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+                return await client.request(method, path, headers=headers, **given)
+
+        return asyncio.run(ask())
+
+    def get(self, path: str) -> Any:
+        """The JSON answer of a reading request without token."""
+        answer = self.ask("GET", path, token=None)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
 
 
 @contextmanager
