@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         PlanError,
         UnsupportedOperatorError,
     )
-    from .gradcheck import gradcheck
+    from .checker import gradcheck
     from .inference import evaluate, predict
     from .memory import enforce_limit, parse_size, peak_resident_bytes, resident_bytes
     from .plan import TrainingPlan, load_plan
@@ -33,7 +33,7 @@ _HOME = {
     "DataError": "errors", "EngineError": "errors", "ExecutionError": "errors", "MemoryLimitError": "errors",
     "ModelError": "errors", "NonFiniteError": "errors", "PlanError": "errors", "UnsupportedOperatorError": "errors",
     "Dataset": "data", "load_dataset": "data",
-    "gradcheck": "gradcheck",
+    "gradcheck": "checker",
     "evaluate": "inference", "predict": "inference",
     "enforce_limit": "memory", "parse_size": "memory", "peak_resident_bytes": "memory", "resident_bytes": "memory",
     "TrainingPlan": "plan", "load_plan": "plan",

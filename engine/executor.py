@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .blocked import blocks_agree
+from .errors import PlanError
 from .graph import Array
 from .lifetimes import last_uses
 from .loss import LOSS
+from .memory import return_freed_memory
 from .plan import GRADIENT, TrainingPlan
 from .runtime import session, translate
 
@@ -62,6 +65,12 @@ class Executor:
 
     def __init__(self, plan: TrainingPlan, weights: Mapping[str, FloatArray]) -> None:
         info = plan.info
+        if plan.probe and not blocks_agree(plan.probe):
+            raise PlanError(
+                f"the plan was made for a processor that works on blocks of {info.block} channels, and this one does "
+                "not: make the plan on this machine"
+            )
+        return_freed_memory()
         self._shapes = {t.name: t.shape for t in (*info.tensors, *info.weights)}
         self._dtypes = {t.name: np.dtype(t.dtype) for t in info.tensors}
         steps = info.steps

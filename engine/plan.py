@@ -21,7 +21,7 @@ from .memory import format_size
 VERSION = 1
 #: What stands before a tensor's name in the name of its gradient.
 GRADIENT = "gradient/"
-_DESCRIPTION, _MODEL = "plan.json", "model.onnx"
+_DESCRIPTION, _MODEL, _PROBE = "plan.json", "model.onnx", "probe.onnx"
 #: The largest `plan.json` that is read, in bytes: a name and a shape per tensor of a very large model.
 _DESCRIPTION_LIMIT = 64 * 2**20
 
@@ -80,6 +80,7 @@ class TrainingPlan:
     info: Description
     models: list[bytes]
     model: bytes = field(repr=False)
+    probe: bytes = field(repr=False, default=b"")  # see `blocked.py`; empty where no step needs it
 
     @property
     def peak_bytes(self) -> int:
@@ -136,6 +137,7 @@ class TrainingPlan:
         """Add the plan's members to an archive."""
         archive.writestr(_DESCRIPTION, msgspec.json.encode(self.info))
         archive.writestr(_MODEL, self.model)
+        archive.writestr(_PROBE, self.probe)
         for index, model in enumerate(self.models):
             archive.writestr(_step_name(index), model)
 
@@ -162,7 +164,7 @@ def read_plan(archive: zipfile.ZipFile, name: str) -> TrainingPlan:
             raise PlanError(f"{name}: is of version {version}, this program reads {VERSION}; make the plan again")
         info = msgspec.json.decode(raw, type=Description)
         models = [archive.read(_step_name(i)) for i in range(len(info.steps))]
-        return TrainingPlan(info, models, archive.read(_MODEL))
+        return TrainingPlan(info, models, archive.read(_MODEL), archive.read(_PROBE))
     except (KeyError, zipfile.BadZipFile, msgspec.MsgspecError, ValueError, EOFError, NotImplementedError,
             RuntimeError, OSError) as error:  # fmt: skip
         raise PlanError(f"{name}: is not a training plan, or is damaged ({error}); make it again") from error

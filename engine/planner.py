@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from . import onnxio
-from .blocked import DOMAIN, block_size
+from .blocked import DOMAIN, block_size, probe_model
 from .differentiate import check_supported
 from .errors import EngineError, MemoryLimitError, ModelError
 from .graph import Builder, Graph
@@ -31,6 +31,9 @@ from .weights import choose_trainable, weight_names
 
 #: Memory of one session beyond its tensors: a fixed part, and one per operator (kernels and their names). Measured.
 SESSION_BYTES, OPERATOR_BYTES = 200_000, 6_000
+#: What a first step takes beyond the baseline whatever the model, and what the runtime's own order of operators and
+#: its layout copies make of the workspace that lifetimes alone would need. Measured: `benchmarks/engine.py` compares.
+FIXED_BYTES, WORKSPACE_FACTOR = 3 * 2**20, 1.8
 #: The trial repeats a few steps; what differs between runs (allocator, order of pages) stays below this.
 MARGIN_BYTES = 2**20
 #: For ordering ways by speed only: seconds per operator call, per session call, and per multiply-add.
@@ -91,31 +94,35 @@ def compile(
 def _choose(
     planner: _Planner, ways: list[_Way], limit: int | None, reserve: int, trial: bool
 ) -> TrainingPlan:
-    correction = 0
-    smallest: int | None = None
-    for way in ways:
-        predicted = planner.peak(way) + reserve + correction
-        if limit is not None and predicted > limit:
-            smallest = min(predicted, smallest or predicted)
-            continue
-        plan = planner.plan(way, limit, predicted, False)
+    """The fastest way that fits; with `trial`, fits when measured, each measurement correcting the prediction."""
+    if not ways:
+        raise ModelError(f"{planner.name}: cannot be cut as asked; leave `segments` to the planner")
+    fixed = planner.baseline + reserve
+    ratio = 1.0
+    untried = list(ways)
+    least = 0
+    while untried:
+        fitting = (w for w in untried if limit is None or fixed + ratio * planner.beyond(w) <= limit)
+        way = next(fitting, None)
+        if way is None:
+            if not trial or least:
+                break
+            way = min(untried, key=planner.beyond)  # before giving up: the smallest way, as it really is
+        plan = planner.plan(way, limit, fixed + round(ratio * planner.beyond(way)), False)
         if not trial:
             return plan
         measured = measure_peak(plan) + reserve + MARGIN_BYTES
         if limit is None or measured <= limit:
             return planner.plan(way, limit, measured, True)
-        correction = max(correction, measured - (predicted - correction))
-        smallest = min(measured, smallest or measured)
-    if smallest is None or limit is None:
-        raise ModelError(f"{planner.name}: cannot be cut as asked; leave `segments` to the planner")
-    if trial:
-        # the number in the message is one that was seen to work, not an estimate
-        least = min(ways, key=planner.peak)
-        smallest = measure_peak(planner.plan(least, limit, 0, False)) + reserve + 2 * MARGIN_BYTES
+        least = min(measured, least or measured)
+        ratio = max((measured - fixed) / planner.beyond(way), 0.1)
+        # whatever was predicted to need as much will not fit either
+        untried = [w for w in untried if planner.beyond(w) < planner.beyond(way)]
+    smallest = (least or fixed + min(planner.beyond(w) for w in ways)) + MARGIN_BYTES
     raise MemoryLimitError(
-        f"{planner.name}: training needs {format_size(smallest)} at least, the limit is {format_size(limit)} "
-        f"({format_size(planner.baseline + reserve)} of it is the process before it trains); raise the limit, use a "
-        "smaller batch, train fewer weights (`trainable`) or choose an optimizer with less state (sgd)",
+        f"{planner.name}: training needs {format_size(smallest)} at least, the limit is {format_size(limit or 0)} "
+        f"({format_size(fixed)} of it is the process before it trains); raise the limit, use a smaller batch, train "
+        "fewer weights (`trainable`) or choose an optimizer with less state (sgd)",
         smallest,
     )
 
@@ -185,8 +192,8 @@ class _Planner:
                 found.append(_Way(size, cuts, seconds))
         return sorted(found, key=lambda way: (way.seconds, way.micro_batch, way.cuts))
 
-    def peak(self, way: _Way) -> int:
-        """Predicted peak of the training process in bytes."""
+    def beyond(self, way: _Way) -> int:
+        """Predicted peak of the training process beyond the baseline, in bytes."""
         steps = self.steps(way.micro_batch, way.cuts)
         graph, _ = self.graph(way.micro_batch)
         weights = sum(graph.types[w].nbytes for w in self.weights)
@@ -196,7 +203,7 @@ class _Planner:
             fixed += trained
         fixed += sum(graph.types[i].nbytes for i in graph.inputs) + sum(len(s.model) for s in steps)
         fixed += sum(SESSION_BYTES + OPERATOR_BYTES * s.operators for s in steps)
-        return self.baseline + fixed + _program_peak(steps, graph)
+        return FIXED_BYTES + fixed + round(WORKSPACE_FACTOR * _program_peak(steps, graph))
 
     def plan(self, way: _Way, limit: int | None, peak: int, measured: bool) -> TrainingPlan:
         """The plan for a way."""
@@ -222,7 +229,7 @@ class _Planner:
             tensors(self.weights), tuple(self.trainable), tensors(sorted(crossing_names - known)),
             tuple(StepInfo(s.kind, s.segment, s.reads, s.writes, s.workspace, s.operators) for s in steps),
         )  # fmt: skip
-        return TrainingPlan(info, [s.model for s in steps], self.data)
+        return TrainingPlan(info, [s.model for s in steps], self.data, probe_model(block) if block else b"")
 
 
 def _small_model() -> bytes:

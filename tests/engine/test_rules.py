@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from sanderling.engine import onnxio
-from sanderling.engine.gradcheck import gradcheck as check
-from sanderling.engine.gradcheck import pull_back
+from sanderling.engine.checker import gradcheck as check
+from sanderling.engine.checker import pull_back
 from sanderling.engine.graph import Array, Builder, TensorType
 from sanderling.engine.rules import RULES
 
