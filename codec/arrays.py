@@ -119,6 +119,9 @@ class _Raw:
     def finish(self) -> None:
         if self._bits - self._position >= 8:
             raise CodecError("bytes are left over at the end of the blob: it is damaged")
+        left = unpack(self._window, self._position, np.array([self._bits - self._position], np.int64))
+        if left.any():
+            raise CodecError("padding bits at the end of the blob are not zero: it is damaged")
 
 
 def _width(total: int) -> int:

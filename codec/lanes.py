@@ -7,7 +7,8 @@ symbol of each lane per step. Each lane must end exactly where the next begins, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,13 @@ LANE = 2048
 #: Order of the Exp-Golomb numbers that hold lane lengths, less one bit for each symbol.
 _ORDER = 10
 
+#: From this many lanes on, one numpy step for all beats one Python step for each.
+_MANY = 24
+_BAD_END = "a lane of codes does not end where the next begins: the blob is damaged"
+
 I64 = npt.NDArray[np.int64]
+U32 = npt.NDArray[np.uint32]
+_Decoder = Callable[[U32, Sequence[U32], Sequence[int], Sequence[int], Sequence[int]], Iterator[npt.NDArray[Any]]]
 
 
 def encode(head: BitWriter, streams: Sequence[tuple[I64, I64]]) -> bytes:
@@ -61,7 +68,7 @@ def decode(data: bytes, streams: Sequence[tuple[int, I64]], counts: list[int], s
     if sum(sizes) > 8 * len(data):
         raise CodecError("the blob ends inside its codes: it was cut off; fetch it again")
     out = [np.zeros(count, np.int64) for count, _ in streams]
-    tables: list[npt.NDArray[np.uint32]] = []
+    tables: list[U32] = []
     table_of: list[int] = []
     for index, (count, lengths) in enumerate(streams):
         if count and lengths.max() == 0:
@@ -71,7 +78,14 @@ def decode(data: bytes, streams: Sequence[tuple[int, I64]], counts: list[int], s
             tables.append(huffman.decode_table(lengths))
     if not tables:
         return out
-    decoded = iter(_lockstep(data, np.concatenate(tables), np.array(table_of), np.array(counts), np.array(sizes)))
+    total = sum(sizes)
+    codes = data[: -(-total // 8)]
+    if codes and codes[-1] & ((1 << (-total % 8)) - 1):
+        raise CodecError("padding bits after the codes are not zero: the blob is damaged")
+    # A damaged lane may run on, but never further than its symbols at 12 bits each: the margin makes that harmless.
+    window = windows(codes, LANE * huffman.LONGEST // 8 + 4)
+    way: _Decoder = _lockstep if len(counts) >= _MANY else _one_by_one
+    decoded = way(window, tables, table_of, counts, sizes)
     for index, (count, lengths) in enumerate(streams):
         if count and lengths.max() > 0:
             for start in range(0, count, LANE):
@@ -79,18 +93,35 @@ def decode(data: bytes, streams: Sequence[tuple[int, I64]], counts: list[int], s
     return out
 
 
+def _one_by_one(
+    window: U32, tables: Sequence[U32], table_of: Sequence[int], counts: Sequence[int], sizes: Sequence[int]
+) -> Iterator[I64]:
+    """Decode symbol after symbol: for few lanes, numpy's price for each step would be the higher one."""
+    words: list[int] = window.tolist()
+    entries: list[list[int]] = [table.tolist() for table in tables]
+    position = 0
+    for table, count, size in zip(table_of, counts, sizes, strict=True):
+        chosen, symbols, end = entries[table], [], position + size
+        for _ in range(count):
+            entry = chosen[words[position >> 3] >> (12 - (position & 7)) & 4095]
+            symbols.append(entry >> 4)
+            position += entry & 15
+        if position != end:
+            raise CodecError(_BAD_END)
+        yield np.array(symbols, np.int64)
+
+
 def _lockstep(
-    data: bytes, table: npt.NDArray[np.uint32], table_of: I64, counts: I64, sizes: I64
-) -> npt.NDArray[np.uint16]:
-    """Decode all lanes at once; one row of 2,048 symbols for each lane (zeros after its last)."""
-    # A damaged lane may run on, but never further than its symbols at 12 bits each: the margin makes that harmless.
-    window = windows(data[: -(-int(sizes.sum()) // 8)], LANE * huffman.LONGEST // 8 + 4)
+    window: U32, tables: Sequence[U32], table_of: Sequence[int], counts: Sequence[int], sizes: Sequence[int]
+) -> Iterator[npt.NDArray[np.uint16]]:
+    """Decode all lanes at once; for each lane 2,048 symbols (zeros after its last)."""
+    table = np.concatenate(tables)
     ends = np.cumsum(sizes)
-    order = np.argsort(-counts, kind="stable")
-    position = (ends - sizes)[order]
-    base = (table_of << huffman.LONGEST)[order]
+    order = np.argsort(-np.array(counts), kind="stable")
+    position: I64 = (ends - sizes)[order]
+    base = (np.array(table_of) << huffman.LONGEST)[order]
     # Lanes are sorted by length, so the active ones of a step are always the first few.
-    active = np.searchsorted(-counts[order], -np.arange(1, int(counts.max()) + 1), side="right").tolist()
+    active = np.searchsorted(-np.array(counts)[order], -np.arange(1, max(counts) + 1), side="right").tolist()
     symbols = np.zeros((LANE, len(counts)), np.uint16)
     for step, lanes in enumerate(active):
         here = position[:lanes]
@@ -98,7 +129,6 @@ def _lockstep(
         symbols[step, :lanes] = entry >> 4
         here += entry & 15
     if not np.array_equal(position, ends[order]):
-        raise CodecError("a lane of codes does not end where the next begins: the blob is damaged")
-    result = np.empty_like(symbols.T)
-    result[order] = symbols.T
-    return result
+        raise CodecError(_BAD_END)
+    for lane in np.argsort(order, kind="stable").tolist():
+        yield symbols[:, lane]

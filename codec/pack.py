@@ -37,6 +37,8 @@ PLAIN, DEFLATE, LZMA, TYPED = range(4)
 _BATCH = 1 << 20
 #: Raw LZMA2 with these filters: a stream that cannot ask its reader for a larger dictionary.
 _LZMA_FILTERS: list[dict[str, Any]] = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 23}]
+#: Bytes of a file with weights up to which LZMA is tried too.
+_LZMA_TRIED = 1 << 18
 _LONGEST_NAME = 255
 _WIDTHS = (1, 2, 4, 8)
 
@@ -49,12 +51,14 @@ def pack_file(data: bytes, name: str, *, limits: CodecLimits = DEFAULT_LIMITS) -
     _check_name(name)
     if len(data) > limits.decoded_bytes:
         raise CodecError(f"file {name!r} of {len(data)} bytes cannot be packed: at most {limits.decoded_bytes}")
-    candidates = [(PLAIN, data), (DEFLATE, _deflate(data)), (LZMA, _lzma(data))]
-    head, rest = BitWriter(), b""
+    candidates = [(PLAIN, data), (DEFLATE, _deflate(data))]
+    head = BitWriter()
     ranges = list(_pieces(typed.find(data)))
     if ranges:
         rest = _write_typed(head, data, ranges)
         candidates.append((TYPED, head.to_bytes() + rest))
+    if not ranges or len(data) <= _LZMA_TRIED:  # slow, and on weights it hardly ever wins
+        candidates.append((LZMA, _lzma(data)))
     method, body = min(candidates, key=lambda candidate: (len(candidate[1]), candidate[0]))
     front = BitWriter()
     front.number(method, 1)
