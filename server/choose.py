@@ -1,11 +1,12 @@
 """Which candidate is released: one small rule with named parameters, on figures alone.
 
-Each candidate (the aggregate, the distilled student, points between them, and a cautious half step from the present
-release) comes with its accuracy on the validation slice and its agreement with the ensemble of the devices' models.
+Each candidate (the aggregate, the distilled student, points between them) comes with its accuracy on the validation
+slice and its agreement with the ensemble of the devices' models.
 Validation data comes from the lab, not from the devices: accuracy there says what was forgotten, agreement says what
 was learned. Score = (1 - agreement_share) x accuracy + agreement_share x agreement. A candidate that loses more than
-`largest_drop` of the present release's accuracy is out; the best of the others is taken, the earlier one when equal; if
-all are out the merge is refused.
+`largest_drop` of the present release's accuracy is out; the best of the others is taken, the earlier one when equal. A
+fallback (half a step from the present release) would nearly always look best on data from the lab, because it hardly
+moves: it is taken only if all others are out. If it is out as well the merge is refused.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ class Candidate:
     name: str
     accuracy: float | None = None
     agreement: float | None = None
+    #: Only to be taken if nothing else can be.
+    fallback: bool = False
 
     def score(self, agreement_share: float = AGREEMENT_SHARE) -> float:
         """What the choice goes by; a figure that nobody has is left out.
@@ -61,5 +64,6 @@ def choose(
             reason=f"every candidate falls more than {largest_drop:g} below the present release on validation"
             f" (best {best:.3f}, present {previous or 0:.3f})",
         )
-    best_candidate = max(allowed, key=lambda c: c.score(agreement_share))  # the first of equals
-    return Choice(candidate=best_candidate, reason=f"best score of {len(allowed)}: {best_candidate.name}")
+    preferred = [c for c in allowed if not c.fallback] or allowed
+    best_candidate = max(preferred, key=lambda c: c.score(agreement_share))  # the first of equals
+    return Choice(candidate=best_candidate, reason=f"best score of {len(preferred)}: {best_candidate.name}")

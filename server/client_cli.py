@@ -16,9 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from .client import Client
 
 SERVER = "http://127.0.0.1:8080"
+#: Columns of a line that goes to a pipe or file.
+UNBOUNDED = 200
 Command = Callable[["Client", argparse.Namespace], int]
 
 
@@ -90,13 +94,17 @@ def _show(options: argparse.Namespace, value: Any, drawn: Callable[[], Any]) -> 
     if options.json:
         print(json.dumps(value, indent=2))
         return 0
+    _console().print(drawn())
+    return 0
+
+
+def _console() -> Console:
     from rich.console import Console
 
-    console = Console(soft_wrap=False, highlight=False)
+    console = Console(highlight=False)
     if not console.is_terminal:  # a pipe or file has no width that a table would have to fit
-        console.width = 200
-    console.print(drawn())
-    return 0
+        console.width = UNBOUNDED
+    return console
 
 
 def _push(client: Client, options: argparse.Namespace) -> int:
@@ -155,7 +163,7 @@ def _devices(client: Client, options: argparse.Namespace) -> int:
     from .client_text import devices
 
     answer = client.get("devices")
-    return _show(options, answer, lambda: devices(answer, time.time()))
+    return _show(options, answer, lambda: devices(answer, time.time(), _console().width))
 
 
 def _device(client: Client, options: argparse.Namespace) -> int:
@@ -187,11 +195,12 @@ def _watch(client: Client, options: argparse.Namespace) -> int:
                 return 0
             time.sleep(options.interval)
             answer = look()
-    with Live(auto_refresh=False) as live:
+    console = _console()
+    with Live(console=console, auto_refresh=False) as live:
         trouble = ""
         while True:
             now = answer["status"]["time"]
-            parts = [status(answer["status"]), Text(), devices(answer["devices"], now)]
+            parts = [status(answer["status"]), Text(), devices(answer["devices"], now, console.width)]
             live.update(Group(*parts, *([Text(trouble, "yellow")] if trouble else [])), refresh=True)
             left -= 1
             if left == 0:

@@ -7,7 +7,7 @@ anything but letters, and enter tables as `Text`, so that none is read as markup
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -15,6 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 Row = dict[str, Any]
+
+#: Columns of text that the whole table of devices needs, and what narrower ones do without.
+WIDE, SPARED = 118, (">live", ">memory", ">deltas", ">sent")
 
 
 def clean(value: object) -> str:
@@ -118,28 +121,23 @@ def _against(value: int, limit: int) -> str:
     return "-" if not value else f"{size(value)} of {size(limit)}" if limit else size(value)
 
 
-def devices(rows: list[Row], now: float) -> Table:
-    """The answer of /api/devices."""
-    return table(
-        ("device", "state", "version", "serving", ">held-out", ">live", ">memory", ">training peak", ">deltas", ">sent",
-         ">last seen"),
-        [
-            (
-                d["name"],
-                Text("online", "green") if d["online"] else Text("silent", "yellow"),
-                (f"v{d['version']}" + ("" if d["is_current"] else " behind")) if d["version"] else "-",
-                d["serving"] or "-",
-                percent((d["accuracy"]["serving"] or {}).get("value")),
-                percent((d["accuracy"]["prequential"] or {}).get("value")),
-                size(d["memory"]["total"]),
-                _against(d["memory"]["training_peak"], d["memory"]["memory_limit"]),
-                f"{d['deltas']['accepted']}" + (f" +{d['deltas']['waiting']}" if d["deltas"]["waiting"] else ""),
-                size(d["deltas"]["bytes"]),
-                ago(d["last_seen"], now),
-            )
-            for d in rows
-        ],
-    )  # fmt: skip
+def devices(rows: list[Row], now: float, width: int) -> Table:
+    """The answer of /api/devices in `width` columns of text: narrow terminals get the columns that matter most."""
+    cells: dict[str, Callable[[Row], object]] = {
+        "device": lambda d: d["name"],
+        "state": lambda d: Text("online", "green") if d["online"] else Text("silent", "yellow"),
+        "version": lambda d: (f"v{d['version']}" + ("" if d["is_current"] else " behind")) if d["version"] else "-",
+        "serving": lambda d: d["serving"] or "-",
+        ">held-out": lambda d: percent((d["accuracy"]["serving"] or {}).get("value")),
+        ">live": lambda d: percent((d["accuracy"]["prequential"] or {}).get("value")),
+        ">memory": lambda d: size(d["memory"]["total"]),
+        ">training peak": lambda d: _against(d["memory"]["training_peak"], d["memory"]["memory_limit"]),
+        ">deltas": lambda d: f"{d['deltas']['accepted']}" + (f" +{n}" if (n := d["deltas"]["waiting"]) else ""),
+        ">sent": lambda d: size(d["deltas"]["bytes"]),
+        ">last seen": lambda d: ago(d["last_seen"], now),
+    }
+    names = [name for name in cells if width >= WIDE or name not in SPARED]
+    return table(names, [[cells[name](d) for name in names] for d in rows])
 
 
 def device(d: Row, now: float) -> RenderableType:

@@ -15,8 +15,8 @@ from sanderling.engine.inference import Predictor
 
 #: Every so many samples of a class one is for validation.
 VALIDATION_EVERY = 4
-#: Samples that pass through a model at once.
-BATCH = 256
+#: Samples that pass through a model at once; measured: small models run twice as fast as with 256 (cache).
+BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)

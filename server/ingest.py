@@ -47,6 +47,11 @@ class Ingest:
         """What to subscribe to."""
         return [topics.every_device(self._fleet, kind) for kind in KINDS]
 
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """(messages, bytes) that wait for the database."""
+        return len(self._waiting), self._waiting_bytes
+
     def receive(self, topic: str, payload: bytes) -> None:
         """Queue a message; on the event loop."""
         try:

@@ -75,6 +75,9 @@ class Intake:
             except CodecError as error:
                 malformed += 1
                 self._complain(received, error)
+            except Exception:  # a bug of ours: it must not let one device stop the intake of all others
+                malformed += 1
+                log.exception("a %s from %s could not be read; please report this", received.kind, received.device)
         outcome = Outcome()
         if malformed or writes:
             with self._store.writing() as db:

@@ -55,6 +55,7 @@ class Merges:
 
     async def run(self) -> None:
         """Finish what was begun before, then merge whenever it is due, until cancelled."""
+        await asyncio.to_thread(self._sweep)
         while True:
             try:
                 for job in self._service.store.rows("SELECT * FROM jobs WHERE state = 'running' ORDER BY id"):
@@ -112,6 +113,12 @@ class Merges:
         if await asyncio.to_thread(self._ended, job["id"]):
             await asyncio.to_thread(shutil.rmtree, out, True)
         self._service.told("job", str(job["id"]))
+
+    def _sweep(self) -> None:
+        """Remove results of jobs that ended just before a stop."""
+        for out in self._directory.glob("*"):
+            if out.name.isdigit() and self._ended(int(out.name)):
+                shutil.rmtree(out, ignore_errors=True)
 
     def _ended(self, job: int) -> bool:
         return not self._service.store.rows("SELECT 1 FROM jobs WHERE id = ? AND state = 'running'", [job])

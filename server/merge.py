@@ -59,6 +59,7 @@ class Merge:
         self.release = store.release(self.model_name, self.job["from_version"])
         self.model = self._file(self.release, "model.onnx")
         self.current: Weights = read_weights(self.model)
+        self._bases = {int(self.release["version"]): (self.model, self.current)}
         sizes = [array.size for array in self.current.values()]
         self._codec_limits = CodecLimits(elements=sum(sizes), decoded_bytes=4 * sum(sizes))
         self.seconds: dict[str, float] = {}
@@ -172,12 +173,16 @@ class Merge:
 
     def _device_model(self, device: str, base_version: int) -> bytes:
         """A device's own model: its base, and all that was accepted from it on that base, merged before or not."""
-        base = self._file(self._store.release(self.model_name, base_version), "model.onnx")
-        weights = read_weights(base)
+        if base_version not in self._bases:
+            base = self._file(self._store.release(self.model_name, base_version), "model.onnx")
+            self._bases = {base_version: (base, read_weights(base))}  # one at a time: models may be large
+        base, weights = self._bases[base_version]
+        weights = {name: array.copy() for name, array in weights.items()}
         rows = self._store.rows(
             "SELECT b.blob FROM deltas d JOIN delta_blobs b ON b.delta = d.id WHERE d.device = ? AND d.model = ?"
-            " AND d.base_version = ? AND d.status = 'accepted' AND d.received <= ? ORDER BY d.id",
-            [device, self.model_name, base_version, self.job["created"]],
+            " AND d.base_version = ? AND d.status = 'accepted'"
+            " AND d.id <= (SELECT max(id) FROM deltas WHERE job = ?) ORDER BY d.id",
+            [device, self.model_name, base_version, self.job["id"]],
         )
         for row in rows:
             accumulate(row["blob"], weights, 1.0, limits=self._codec_limits)
@@ -238,10 +243,11 @@ class Merge:
         self, name: str, model: bytes, validation: Samples | None, wanted: npt.NDArray[np.intp] | None
     ) -> Candidate:
         if validation is None:
-            return Candidate(name=name)
+            return Candidate(name=name, fallback=name == "cautious")
         said = logits(model, validation)
         return Candidate(
             name=name,
+            fallback=name == "cautious",
             accuracy=None if validation.labels is None else accuracy(said, validation.labels),
             agreement=None if wanted is None else accuracy(said, wanted),
         )

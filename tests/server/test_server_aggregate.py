@@ -109,6 +109,9 @@ def test_choice_refuses_a_fall_and_takes_the_best_of_the_rest() -> None:
     assert refused.candidate is None
     assert "0.900" in refused.reason
     assert choose([forgetful], None, 0.05).candidate == forgetful, "without validation data nothing is refused"
+    timid = Candidate(name="timid", accuracy=0.9, agreement=1.0, fallback=True)
+    assert choose([timid, good], 0.9, 0.05).candidate == good
+    assert choose([timid, good], 0.9, 0.01).candidate == timid
     assert choose([Candidate(name="a"), Candidate(name="b")], None, 0.05).candidate == Candidate(name="a")
 
 
