@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .checker import gradcheck
     from .data import Dataset, load_dataset
     from .errors import (
         DataError,
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
         PlanError,
         UnsupportedOperatorError,
     )
-    from .checker import gradcheck
     from .inference import evaluate, predict
     from .memory import enforce_limit, parse_size, peak_resident_bytes, resident_bytes
     from .plan import TrainingPlan, load_plan

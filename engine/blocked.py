@@ -39,7 +39,7 @@ def probe_model(block: int) -> bytes:
     from . import onnxio
 
     x_shape, w_shape = (2, 32, 9), (32, 1, 3)
-    attributes = {"dilations": [1], "pads": [1, 1], "strides": [1], "group": 32, "kernel_shape": [3]}
+    attributes: dict[str, Any] = {"dilations": [1], "pads": [1, 1], "strides": [1], "group": 32, "kernel_shape": [3]}
     noise = np.random.default_rng(0)
     builder = Builder("p")
     arguments = tuple(builder.constant(noise.standard_normal(s, np.float32)) for s in (x_shape, w_shape))
@@ -60,9 +60,7 @@ def blocks_agree(probe: bytes) -> bool:
         return False
 
 
-def rewrite(
-    nodes: Sequence[Node], types: Mapping[str, TensorType], block: int
-) -> tuple[list[Node], dict[str, Array]]:
+def rewrite(nodes: Sequence[Node], types: Mapping[str, TensorType], block: int) -> tuple[list[Node], dict[str, Array]]:
     """The nodes with depthwise convolutions in the blocked form where that was verified, and the constants it adds."""
     builder = Builder("s.k")
     result: list[Node] = []
@@ -79,7 +77,8 @@ def rewrite(
 
 def _signature(node: Node, types: Mapping[str, TensorType], block: int) -> Signature | None:
     """What decides about a node, or None if it is not a depthwise convolution that fits the blocks."""
-    if node.op != "Conv" or node.domain or block == 0 or any(n and n not in types for n in (*node.inputs, *node.outputs)):
+    known = all(n in types for n in (*node.inputs, *node.outputs) if n)
+    if node.op != "Conv" or node.domain or block == 0 or not known:
         return None
     x, w = types[node.inputs[0]], types[node.inputs[1]]
     space = len(x.shape) - 2
@@ -108,9 +107,7 @@ def _write(builder: Builder, node: Node, signature: Signature, y_shape: tuple[in
         }  # fmt: skip
     kernel = [1] * (2 - space) + [*w_shape[2:]]
     rows = builder.op("Reshape", node.inputs[1], builder.ints(channels // block, block, taps))
-    filters = builder.op(
-        "Reshape", builder.op("Transpose", rows, perm=[0, 2, 1]), builder.ints(channels, 1, *kernel)
-    )
+    filters = builder.op("Reshape", builder.op("Transpose", rows, perm=[0, 2, 1]), builder.ints(channels, 1, *kernel))
     blocked = builder.multi("ReorderInput", (x,), 1, domain=DOMAIN)[0]
     attributes: dict[str, Any] = {k: list(v) for k, v in given.items()}
     attributes |= {"group": channels, "kernel_shape": kernel}

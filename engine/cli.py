@@ -168,7 +168,8 @@ def _run(options: argparse.Namespace, plan: TrainingPlan, training: Dataset, hel
     from .trainer import Trainer
 
     classify = options.loss == "cross_entropy" and len(held_out) > 0
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[loss]}"))
+    shown = TextColumn("{task.fields[loss]}")
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), shown)
     rng = np.random.default_rng(options.seed)
     means: list[float] = []
     with Progress(*columns, disable=not sys.stderr.isatty()) as progress:

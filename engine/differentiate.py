@@ -69,8 +69,10 @@ def check_supported(graph: Graph, wanted: Collection[str]) -> None:
     """Raise UnsupportedOperatorError for the first operator on a gradient's way that has no rule."""
     needed = dependents(graph, graph.nodes, wanted)
     for node in graph.nodes:
-        if node.op not in STOPS and needed.intersection(node.outputs) and (
-            node.op not in RULES or node.domain not in ("", "ai.onnx")
+        if (
+            node.op not in STOPS
+            and needed.intersection(node.outputs)
+            and (node.op not in RULES or node.domain not in ("", "ai.onnx"))
         ):
             raise UnsupportedOperatorError(
                 node.op, node.name, graph.source, "there is no gradient rule for it (see docs/reference/operators.md)"

@@ -97,9 +97,7 @@ class Executor:
             self.weights |= group.views(self.flat[index])
         for name, value in weights.items():
             self.weights[name][...] = value
-        self.inputs: dict[str, Array] = {
-            t.name: np.zeros(t.shape, t.dtype) for t in (*info.inputs, *info.targets)
-        }
+        self.inputs: dict[str, Array] = {t.name: np.zeros(t.shape, t.dtype) for t in (*info.inputs, *info.targets)}
         self._loss = np.zeros((), np.float32)
         self._last = last_uses([s.reads for s in steps])
         fixed: dict[str, Array] = {**self.weights, **self.inputs}

@@ -60,9 +60,7 @@ def predict(
     return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 
 
-def evaluate(
-    model: str | Path | bytes, inputs: Array | Mapping[str, Array], labels: Array, batch: int = 64
-) -> float:
+def evaluate(model: str | Path | bytes, inputs: Array | Mapping[str, Array], labels: Array, batch: int = 64) -> float:
     """Share of samples whose largest value in the first output is at their label, 0 to 1. Raises as `predict`."""
     predictor = Predictor(model)
     logits = predictor(inputs, batch)[predictor.output_names[0]]

@@ -10,6 +10,7 @@ Sources: distillation after Hinton, Vinyals, Dean, "Distilling the Knowledge in 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class _Writer:
         self.graph = graph
         self.builder = Builder("sanderling.l")
 
-    def op(self, op: str, shape: tuple[int, ...], *inputs: str, **attributes: object) -> str:
+    def op(self, op: str, shape: tuple[int, ...], *inputs: str, **attributes: Any) -> str:
         """Append a node whose result has this shape."""
         name = self.builder.op(op, *inputs, **attributes)
         self.graph.types[name] = TensorType("float32", shape)

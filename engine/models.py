@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -63,13 +64,11 @@ def depthwise_cnn_1d(
     weight, bias = weights.pair("stem", widths[0], channels, kernel)
     x = b.op("Conv", "x", weight, bias, kernel_shape=[kernel], pads=[pad, pad], strides=[2])
     x = b.op("Relu", x)
-    for block, (narrow, wide) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for block, (narrow, wide) in enumerate(pairwise(widths)):
         # no activation between the two halves, so the first is drawn for a linear layer
         weight, bias = weights.pair(f"block{block}.depthwise", narrow, 1, kernel, gain=1.0)
         stride = 2 if block == 0 else 1
-        x = b.op(
-            "Conv", x, weight, bias, kernel_shape=[kernel], pads=[pad, pad], strides=[stride], group=narrow
-        )
+        x = b.op("Conv", x, weight, bias, kernel_shape=[kernel], pads=[pad, pad], strides=[stride], group=narrow)
         weight, bias = weights.pair(f"block{block}.pointwise", wide, narrow, 1)
         x = b.op("Relu", b.op("Conv", x, weight, bias, kernel_shape=[1]))
     x = b.op("Flatten", b.op("GlobalAveragePool", x), axis=1)

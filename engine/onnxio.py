@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper, inliner, numpy_helper
 
 from .errors import ModelError, UnsupportedOperatorError
 from .graph import Array, Graph, Node, TensorType
@@ -47,7 +47,7 @@ def load_model(model: str | Path | bytes | bytearray) -> tuple[onnx.ModelProto, 
 def normalize(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """The same model at `OPSET` or above, functions inlined, Constant nodes as initializers (float data raw)."""
     if proto.functions:
-        proto = onnx.inliner.inline_local_functions(proto)
+        proto = inliner.inline_local_functions(proto)
     for node in proto.graph.node:
         if node.op_type in _CONTROL_FLOW:
             raise UnsupportedOperatorError(

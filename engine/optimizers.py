@@ -44,7 +44,11 @@ class Sgd:
     learning_rate: float
     momentum: float = 0.9
     weight_decay: float = 0.0
-    rows: int = 1
+
+    @property
+    def rows(self) -> int:
+        """The velocity."""
+        return 1
 
     def update(self, weights: FloatArray, gradient: FloatArray, state: FloatArray, step: int) -> None:
         """v = momentum v + g; w -= rate (v + decay w)."""
@@ -67,7 +71,11 @@ class Adam:
     beta2: float = 0.999
     epsilon: float = 1e-8
     weight_decay: float = 0.0
-    rows: int = 2
+
+    @property
+    def rows(self) -> int:
+        """The means of the gradient and of its square."""
+        return 2
 
     def update(self, weights: FloatArray, gradient: FloatArray, state: FloatArray, step: int) -> None:
         """m and v are running means of g and g^2; w -= rate m' / (sqrt(v') + epsilon), bias-corrected."""
@@ -108,7 +116,7 @@ def make_optimizer(name: str, learning_rate: float, options: dict[str, float]) -
     check_optimizer(name)
     if not (math.isfinite(learning_rate) and learning_rate >= 0):
         raise EngineError(f"the learning rate {learning_rate} is not a finite number of at least 0")
-    known = {k for k in OPTIMIZERS[name].__dataclass_fields__ if k not in ("rows", "learning_rate")}
+    known = {k for k in OPTIMIZERS[name].__dataclass_fields__ if k != "learning_rate"}
     if set(options) - known:
         raise EngineError(f"{name} has no option {sorted(set(options) - known)}; it has {sorted(known)}")
     return OPTIMIZERS[name](learning_rate=learning_rate, **options)

@@ -115,7 +115,8 @@ class TrainingPlan:
             ("batch", f"{info.batch} in micro-batches of {info.micro_batch}"),
             ("segments", f"{info.segments}, recomputing {info.recompute_ratio:.0%} of the forward pass"),
             ("memory limit", "none" if info.memory_limit is None else format_size(info.memory_limit)),
-            ("peak memory", f"{format_size(info.peak_bytes)} ({how}; {format_size(info.baseline_bytes)} before a step)"),
+            ("peak memory", f"{format_size(info.peak_bytes)} ({how})"),
+            ("before a step", format_size(info.baseline_bytes)),
         ]
         lines = [f"{name:<16} {value}" for name, value in rows]
         lines += ["", "step      segment  operators  reads  writes    workspace"]

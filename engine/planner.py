@@ -71,7 +71,7 @@ def compile(
 
     `model`: path or bytes; the first dimension of every input is the batch, the others are fixed.
     `loss`: "cross_entropy" (targets int64 [N]), "mse" (targets float32 like the output), "distillation" (targets
-    {"labels": int64 [N], "teacher": float32 logits [N, C]}, options temperature=2.0, hard_weight=0.5: see `Trainer`).
+    {"labels": int64 [N], "teacher": float32 logits [N, C]}; `loss_options`: temperature=2.0, hard_weight=0.5).
     `memory_limit`: most resident bytes of the process that trains, everything included; None for no limit.
     `trainable`: "all", "last", "bias", or a list of name patterns. `precision`: "auto" or "float32".
     `output`: which output the loss reads (the first). `micro_batch`, `segments`: fix what is otherwise chosen.
@@ -79,7 +79,7 @@ def compile(
     by default exactly when there is a limit.
 
     The planning itself uses more memory than training: run it in another process where that counts.
-    Raises ModelError, UnsupportedOperatorError, MemoryLimitError (its `smallest` is a limit that would do), EngineError.
+    Raises ModelError, UnsupportedOperatorError, MemoryLimitError (`smallest` is a limit that would do), EngineError.
     """
     if precision not in ("auto", "float32"):
         raise EngineError(f'precision={precision!r}: this version trains in float32; use "auto" or "float32"')
@@ -87,13 +87,11 @@ def compile(
         raise EngineError("batch and threads must be at least 1, and micro_batch between 1 and batch")
     planner = _Planner(model, loss, dict(loss_options or {}), batch, optimizer, trainable, output, threads)
     ways = planner.ways(micro_batch, segments)
-    plan = _choose(planner, ways, memory_limit, reserve, memory_limit is not None if trial is None else trial)
-    return plan
+    measure = memory_limit is not None if trial is None else trial
+    return _choose(planner, ways, memory_limit, reserve, measure)
 
 
-def _choose(
-    planner: _Planner, ways: list[_Way], limit: int | None, reserve: int, trial: bool
-) -> TrainingPlan:
+def _choose(planner: _Planner, ways: list[_Way], limit: int | None, reserve: int, trial: bool) -> TrainingPlan:
     """The fastest way that fits; with `trial`, fits when measured, each measurement correcting the prediction."""
     if not ways:
         raise ModelError(f"{planner.name}: cannot be cut as asked; leave `segments` to the planner")
@@ -254,7 +252,8 @@ def _powers(batch: int) -> Iterator[int]:
 
 def _last_weights(graph: Graph, weights: Sequence[str]) -> list[str]:
     """The weights of the last matrix product or convolution, and what only its bias addition reads."""
-    heavy = [i for i, n in enumerate(graph.nodes) if n.op in ("Gemm", "MatMul", "Conv") and set(n.inputs) & set(weights)]
+    kinds = ("Gemm", "MatMul", "Conv")
+    heavy = [i for i, n in enumerate(graph.nodes) if n.op in kinds and set(n.inputs) & set(weights)]
     start = heavy[-1] if heavy else 0
     read = {i for n in graph.nodes[start:] for i in n.inputs}
     # a weight may reach its operator through nodes that only move elements

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from . import onnxio
 from .blocked import rewrite
@@ -24,8 +25,11 @@ from .plan import GRADIENT
 
 #: Operators that the runtime runs in the memory of an input that dies there.
 IN_PLACE = frozenset(
-    "Add Sub Mul Div Neg Relu Sigmoid Tanh Exp Log Sqrt Reciprocal Abs Clip Identity Reshape Squeeze Unsqueeze "
-    "Flatten Softmax LogSoftmax Dropout HardSigmoid LeakyRelu".split()
+    {
+        *("Add", "Sub", "Mul", "Div", "Neg", "Exp", "Log", "Sqrt", "Reciprocal", "Abs", "Clip"),
+        *("Relu", "LeakyRelu", "Sigmoid", "HardSigmoid", "Tanh", "Softmax", "LogSoftmax"),
+        *("Identity", "Dropout", "Reshape", "Squeeze", "Unsqueeze", "Flatten"),
+    }
 )
 
 
@@ -57,9 +61,12 @@ def crossing(graph: Graph, cuts: Sequence[int], weights: frozenset[str]) -> list
 def write_steps(
     graph: Graph, cuts: Sequence[int], trainable: Sequence[str], weights: frozenset[str], block: int = 0
 ) -> list[Step]:
-    """The steps of training a graph that ends in `LOSS`, for these cuts. `block`: see `blocked.py`. Raises UnsupportedOperatorError."""
+    """The steps of training a graph that ends in `LOSS`, for these cuts. `block`: see `blocked.py`.
+
+    Raises UnsupportedOperatorError.
+    """
     bounds = [0, *cuts, len(graph.nodes)]
-    ranges = list(zip(bounds[:-1], bounds[1:], strict=True))
+    ranges = list(pairwise(bounds))
     across = crossing(graph, cuts, weights)
     moving = dependents(graph, graph.nodes, trainable)
     forward: list[Step] = []
@@ -112,8 +119,11 @@ def _write(
     """One model that computes `outputs` ({name outside: name inside}) from whatever it needs."""
     written = [*nodes, *builder.nodes]
     produced = {o for n in written for o in n.outputs}
-    tail = [Node("Identity", (inside,), (outside,), name=f"out_{outside}") for outside, inside in outputs.items()
-            if outside != inside or inside not in produced]  # fmt: skip
+    tail = [
+        Node("Identity", (inside,), (outside,), name=f"out_{outside}")
+        for outside, inside in outputs.items()
+        if outside != inside or inside not in produced
+    ]
     alive = set(outputs)
     kept: list[Node] = []
     for node in reversed([*written, *tail]):
@@ -136,8 +146,10 @@ def _write(
     known = onnxio.infer_types(plain)
     workspace = _workspace(kept, known, set(reads) | set(outputs))
     faster, added = rewrite(kept, known, block)
-    model = plain if len(faster) == len(kept) else onnxio.to_bytes(
-        faster, arguments, results, {**used, **added}, graph.opset
+    model = (
+        plain
+        if len(faster) == len(kept)
+        else onnxio.to_bytes(faster, arguments, results, {**used, **added}, graph.opset)
     )
     return Step(kind, segment, tuple(reads), tuple(outputs), model, workspace, len(faster))
 
@@ -160,6 +172,4 @@ def _workspace(nodes: Sequence[Node], types: dict[str, TensorType], external: se
             rows *= length
         return 4 * rows
 
-    return peak(
-        [(n.inputs, n.outputs) for n in nodes], sizes, external, unfolded, lambda i: nodes[i].op in IN_PLACE
-    )
+    return peak([(n.inputs, n.outputs) for n in nodes], sizes, external, unfolded, lambda i: nodes[i].op in IN_PLACE)

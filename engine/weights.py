@@ -36,9 +36,7 @@ _FLOAT = 1
 
 def weight_names(proto: onnx.ModelProto) -> list[str]:
     """The weights of a normalized model, in the order of the file."""
-    sizes = {
-        t.name: int(np.prod(t.dims, dtype=np.int64)) for t in proto.graph.initializer if t.data_type == _FLOAT
-    }
+    sizes = {t.name: int(np.prod(t.dims, dtype=np.int64)) for t in proto.graph.initializer if t.data_type == _FLOAT}
     origin = {name: name for name in sizes}
     found: set[str] = set()
     for node in proto.graph.node:
@@ -140,7 +138,7 @@ def _raw_tensor(view: memoryview, start: int, end: int) -> tuple[str, int, tuple
             raw = (begin, stop)
         elif number == _TENSOR_DIMS:
             # packed (a length-delimited run of varints) or one at a time
-            dims += [v for v in _packed(view, begin, stop)] if value == 0 and stop - begin > 0 else [value]
+            dims += _packed(view, begin, stop) if value == 0 and stop - begin > 0 else [value]
     size = 4
     for length in dims:
         size *= length

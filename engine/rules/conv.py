@@ -15,7 +15,6 @@ import numpy as np
 from .table import Site, gradient
 from .windows import Windows, windows
 
-
 #: The longest axis whose stride is undone by a matrix product; beyond, the transposed convolution is faster.
 _MATRIX = 128
 
@@ -103,8 +102,10 @@ def _(s: Site) -> str:
     if _depthwise(s):
         product = s.total(s.reshape(product, [batch, channels * math.prod(w.kernel)]), [0], keepdims=0)
         return s.reshape(product, s.shape(1))
-    return s.op("Transpose", product, perm=order) if channels != s.attribute("group", 1) else s.reshape(
-        product, [outputs, 1, *w.kernel]
+    return (
+        s.op("Transpose", product, perm=order)
+        if channels != s.attribute("group", 1)
+        else s.reshape(product, [outputs, 1, *w.kernel])
     )
 
 

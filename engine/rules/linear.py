@@ -53,7 +53,7 @@ def _matrices(s: Site) -> tuple[str, tuple[int, ...], str, tuple[int, ...], str,
 
 @gradient("MatMul", 0)
 def _(s: Site) -> str:
-    a, a_shape, b, b_shape, g, g_shape = _matrices(s)
+    _, a_shape, b, b_shape, g, g_shape = _matrices(s)
     product = s.op("MatMul", g, _swap(s, b, len(b_shape)))
     summed = s.sum_to(product, (*g_shape[:-1], a_shape[-1]), a_shape)
     return s.reshape(summed, s.shape(0)) if len(s.shape(0)) == 1 else summed
@@ -61,7 +61,7 @@ def _(s: Site) -> str:
 
 @gradient("MatMul", 1)
 def _(s: Site) -> str:
-    a, a_shape, b, b_shape, g, g_shape = _matrices(s)
+    a, a_shape, _, b_shape, g, g_shape = _matrices(s)
     if len(b_shape) == 2:
         # one matrix for the whole batch: one product over all rows instead of a sum of products
         rows = s.reshape(a, (-1, a_shape[-1])) if len(a_shape) > 2 else a

@@ -18,9 +18,7 @@ def _(s: Site) -> str:
     indices = s.builder.multi("MaxPool", (s.x(),), 2, **kept)[1]
     size = int(np.prod(s.shape()))
     zeros = s.op("Expand", s.scalar(0), s.ints(size))
-    flat = s.op(
-        "ScatterElements", zeros, s.reshape(indices, [-1]), s.reshape(s.g, [-1]), axis=0, reduction="add"
-    )
+    flat = s.op("ScatterElements", zeros, s.reshape(indices, [-1]), s.reshape(s.g, [-1]), axis=0, reduction="add")
     return s.reshape(flat, s.shape())
 
 

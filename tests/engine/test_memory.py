@@ -11,7 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sanderling.engine import MemoryLimitError, Trainer, compile, models, parse_size, peak_resident_bytes, resident_bytes
+from sanderling.engine import (
+    MemoryLimitError,
+    Trainer,
+    compile,
+    models,
+    parse_size,
+    peak_resident_bytes,
+    resident_bytes,
+)
 from sanderling.engine.lifetimes import last_uses, peak
 from sanderling.engine.trial import LEAN_ENVIRONMENT, measure_peak
 
@@ -53,7 +61,9 @@ def test_lifetimes_count_what_is_alive() -> None:
     assert last_uses([reads for reads, _ in steps]) == {"x": 0, "a": 2, "b": 2, "c": 3}
     assert peak(steps, sizes, {"x", "y"}) == 35
     assert peak(steps, sizes, {"x", "y"}, workspace=lambda i: 100 if i == 0 else 0) == 110
-    assert peak([([], ["a"]), (["a"], ["b"]), (["b"], ["c"])], {"a": 8, "b": 8, "c": 8}, {}, in_place=lambda i: True) == 8
+    assert (
+        peak([([], ["a"]), (["a"], ["b"]), (["b"], ["c"])], {"a": 8, "b": 8, "c": 8}, {}, in_place=lambda i: True) == 8
+    )
 
 
 def test_a_smaller_limit_is_met_by_other_means_with_the_same_gradients() -> None:
@@ -117,7 +127,7 @@ def test_training_stays_under_its_limit(tmp_path: Path, limit: int) -> None:
 def test_exceeding_the_hard_limit_is_an_error_and_never_a_larger_process(tmp_path: Path) -> None:
     plan = compile(wide_cnn(), batch=32, micro_batch=32, segments=1)
     plan.save(tmp_path / "plan")
-    code = TRAIN.replace("trainer = Trainer", "import atexit; atexit.register(lambda: print(peak_resident_bytes()))\ntrainer = Trainer")
+    code = TRAIN.replace("trainer =", "import atexit; atexit.register(lambda: print(peak_resident_bytes()))\ntrainer =")
     done = run(code, str(tmp_path / "plan"), str(100 * MIB), str(tmp_path / "new.onnx"))
     assert done.returncode == 1
     assert "MemoryLimitError: memory ran out" in done.stderr or "MemoryError" in done.stderr
@@ -141,7 +151,7 @@ def test_a_limit_below_what_is_resident_is_refused() -> None:
 
 def test_the_package_is_light() -> None:
     done = run(
-        "import sys, json\nimport sanderling.engine, sanderling.engine.memory, sanderling.engine.errors, sanderling.engine.cli\n"
+        "import sys, json, sanderling.engine\nfrom sanderling.engine import cli, errors, memory\n"
         "print(json.dumps([m for m in ('numpy', 'onnx', 'onnxruntime', 'rich') if m in sys.modules]))"
     )
     assert json.loads(done.stdout) == []

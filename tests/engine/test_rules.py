@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from sanderling.engine import onnxio
 from sanderling.engine.checker import gradcheck as check
 from sanderling.engine.checker import pull_back
 from sanderling.engine.graph import Array, Builder, TensorType
+from sanderling.engine.operators import page
 from sanderling.engine.rules import RULES
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: the cross-checks need it")
@@ -174,14 +176,16 @@ CASES: list[Case] = [
     conv("same-lower", XX, (6, 4, 4, 2), same="SAME_LOWER"),
     conv("1d", X, (4, 6, 3), "ConvTranspose", strides=[2], pads=[1, 1]),
     conv("2d", XX, (4, 6, 3, 2), "ConvTranspose", strides=[2, 2]),
-    Case("MaxPool", {"x": X}, lambda x: F.max_pool1d(x, 3, 2, 1), {"kernel_shape": [3], "strides": [2], "pads": [1, 1]}, label="1d"),
+    Case("MaxPool", {"x": X}, lambda x: F.max_pool1d(x, 3, 2, 1),
+         {"kernel_shape": [3], "strides": [2], "pads": [1, 1]}, label="1d"),
     Case("MaxPool", {"x": XX}, lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
          {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}, label="2d-ceil"),
     Case("AveragePool", {"x": X}, lambda x: F.avg_pool1d(x, 3, 2, 1, count_include_pad=False),
          {"kernel_shape": [3], "strides": [2], "pads": [1, 1]}, label="1d"),
     Case("AveragePool", {"x": XX}, lambda x: F.avg_pool2d(x, (3, 2), (2, 2), (1, 0)),
          {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 1, 0], "count_include_pad": 1}, label="2d-padded"),
-    Case("AveragePool", {"x": XX}, lambda x: F.avg_pool2d(x, 4, 3), {"kernel_shape": [4, 4], "strides": [3, 3]}, label="2d-rest"),
+    Case("AveragePool", {"x": XX}, lambda x: F.avg_pool2d(x, 4, 3),
+         {"kernel_shape": [4, 4], "strides": [3, 3]}, label="2d-rest"),
     Case("GlobalAveragePool", {"x": XX}, lambda x: x.mean((2, 3), keepdim=True)),
     Case("GlobalMaxPool", {"x": XX}, lambda x: x.amax((2, 3), keepdim=True)),
     unary("ReduceSum", lambda x: x.sum((0, 2)), constants=(np.array([0, -1], I64),), attributes={"keepdims": 0}),
@@ -199,14 +203,17 @@ CASES: list[Case] = [
     unary("Unsqueeze", lambda x: x[:, None], constants=(np.array([1], I64),)),
     Case("Expand", {"x": (3, 1)}, lambda x: x.expand(2, 3, 4), constants=(np.array([2, 3, 4], I64),)),
     Case("Concat", {"a": (2, 3), "b": (2, 1), "c": (2, 4)}, lambda *t: torch.cat(t, 1), {"axis": 1}),
-    unary("Slice", lambda x: x[:, 1:, :-1], constants=(np.array([1, 0], I64), np.array([9, -1], I64), np.array([1, 2], I64))),
+    unary("Slice", lambda x: x[:, 1:, :-1],
+         constants=(np.array([1, 0], I64), np.array([9, -1], I64), np.array([1, 2], I64))),
     unary("Slice", lambda x: x[:, :, ::2], label="step",
           constants=(np.array([0], I64), np.array([2**62], I64), np.array([2], I64), np.array([2], I64))),
     unary("Slice", lambda x: x.flip(2), label="reversed",
           constants=(np.array([-1], I64), np.array([-(2**62)], I64), np.array([2], I64), np.array([-1], I64))),
     Case("Split", {"x": (2, 7)}, lambda x: torch.split(x, [2, 5], 1), {"axis": 1}, (np.array([2, 5], I64),), outputs=2),
-    unary("Pad", lambda x: F.pad(x, (1, 2, 0, 1), value=0.5), constants=(np.array([0, 0, 1, 0, 1, 2], I64), np.float32(0.5))),
-    unary("Gather", lambda x: x[:, torch.tensor([[0, 2], [2, 1]])], constants=(np.array([[0, 2], [-1, 1]], I64),), attributes={"axis": 1}),
+    unary("Pad", lambda x: F.pad(x, (1, 2, 0, 1), value=0.5),
+         constants=(np.array([0, 0, 1, 0, 1, 2], I64), np.float32(0.5))),
+    unary("Gather", lambda x: x[:, torch.tensor([[0, 2], [2, 1]])],
+         constants=(np.array([[0, 2], [-1, 1]], I64),), attributes={"axis": 1}),
     unary("Gather", lambda x: x[torch.tensor([1, 1, 0])], constants=(np.array([1, 1, 0], I64),), label="first"),
     unary("Tile", lambda x: x.tile(2, 1, 3), constants=(np.array([2, 1, 3], I64),)),
     Case("BatchNormalization", {"x": XX, "s": (4,), "b": (4,)},
@@ -256,3 +263,8 @@ def test_a_wrong_rule_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RULES["Exp"].rules, 0, lambda s: s.g)
     with pytest.raises(Exception, match="gradient of 'x' is wrong"):
         check(unary("Exp", torch.exp).model(), {"x": np.ones((2, 3, 5), np.float32)}, with_respect_to=["x"])
+
+
+def test_the_reference_page_is_up_to_date() -> None:
+    written = (Path(__file__).parents[2] / "docs/reference/operators.md").read_text()
+    assert written == page(), "write it anew: python -m sanderling.engine.operators > docs/reference/operators.md"

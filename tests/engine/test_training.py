@@ -1,4 +1,4 @@
-"""Whole models: gradients against PyTorch, however the training is cut; resuming; losses; errors that change nothing."""
+"""Whole models: gradients against PyTorch however training is cut; resuming; losses; errors that change nothing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: whole mod
 nn = torch.nn
 
 
-class Residual(nn.Module):  # type: ignore[misc]
+class Residual(torch.nn.Module):  # type: ignore[misc, name-defined]
     """A branch around its inside, so that a tensor is used on both sides of a cut."""
 
     def __init__(self, inside: Any) -> None:
@@ -130,8 +130,10 @@ def test_training_follows_pytorch(optimizer: str) -> None:
     net = wrist()
     x, y = noise((6, 40), 7, 8)
     trainer = Trainer(compile(export(net, (6, 40)), batch=8, optimizer=optimizer), learning_rate=0.01)
-    other: Any = torch.optim.Adam(net.parameters(), lr=0.01) if optimizer == "adam" else torch.optim.SGD(
-        net.parameters(), lr=0.01, momentum=0.9
+    other: Any = (
+        torch.optim.Adam(net.parameters(), lr=0.01)
+        if optimizer == "adam"
+        else torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
     )
     for _ in range(10):
         loss, _ = reference(net, x, y)
@@ -171,7 +173,9 @@ def test_frozen_weights_stay() -> None:
 def test_saving_resumes_bit_for_bit(tmp_path: Path) -> None:
     x, y = noise((6, 100), 7, 16)
     for segments in (1, 3):
-        trainer = Trainer(compile(models.depthwise_cnn_1d(), batch=16, segments=segments), learning_rate=0.01, beta1=0.8)
+        trainer = Trainer(
+            compile(models.depthwise_cnn_1d(), batch=16, segments=segments), learning_rate=0.01, beta1=0.8
+        )
         trainer.step(x, y)
         trainer.save(tmp_path / "trainer")
         losses = [trainer.step(x, y) for _ in range(3)]
@@ -233,7 +237,10 @@ def test_mse_and_distillation_are_pytorch_s() -> None:
     assert loss == pytest.approx(nn.functional.mse_loss(logits, torch.tensor(wanted)).item(), rel=1e-5)
     y = rng.integers(0, 3, 5)
     soft = nn.functional.kl_div(
-        torch.log_softmax(logits / 3, 1), torch.log_softmax(torch.tensor(wanted) / 3, 1), log_target=True, reduction="batchmean"
+        torch.log_softmax(logits / 3, 1),
+        torch.log_softmax(torch.tensor(wanted) / 3, 1),
+        log_target=True,
+        reduction="batchmean",
     )
     total = 0.75 * 9 * soft + 0.25 * nn.functional.cross_entropy(logits, torch.tensor(y))
     total.backward()
@@ -317,7 +324,7 @@ def test_models_that_cannot_be_trained_are_named() -> None:
         kinds = {"x": TensorType("float32", (1, 4))}, {"y": TensorType("float32", (1, 4))}
         return onnxio.to_bytes(b.nodes, *kinds, b.constants, 18, free_batch=True)
 
-    with pytest.raises(UnsupportedOperatorError, match="Hardmax.*h1_Hardmax") as caught:
+    with pytest.raises(UnsupportedOperatorError, match=r"Hardmax.*h1_Hardmax") as caught:
         compile(single("Hardmax"), loss="mse")
     assert (caught.value.operator, caught.value.model) == ("Hardmax", "model")
     with pytest.raises(ModelError, match="not an ONNX model"):
@@ -337,7 +344,10 @@ def test_control_flow_is_refused_by_name() -> None:
     from onnx import TensorProto, helper
 
     branch = helper.make_graph(
-        [helper.make_node("Identity", ["x"], ["b"])], "b", [], [helper.make_tensor_value_info("b", TensorProto.FLOAT, None)]
+        [helper.make_node("Identity", ["x"], ["b"])],
+        "b",
+        [],
+        [helper.make_tensor_value_info("b", TensorProto.FLOAT, None)],
     )
     node = helper.make_node("If", ["c"], ["y"], name="choice", then_branch=branch, else_branch=branch)
     graph = helper.make_graph(
@@ -346,5 +356,5 @@ def test_control_flow_is_refused_by_name() -> None:
         [onnx.numpy_helper.from_array(np.array(True), "c")],
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
-    with pytest.raises(UnsupportedOperatorError, match="If.*choice.*control flow"):
+    with pytest.raises(UnsupportedOperatorError, match=r"If.*choice.*control flow"):
         compile(model.SerializeToString())
