@@ -1,4 +1,4 @@
-"""`sanderling model` and `sanderling fleet` against a real server: what they print, their exit status, their remedies."""
+"""`sanderling model` and `sanderling fleet` against a real server: what they print, exit status, remedies."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def answering(status: int, headers: dict[str, str], body: bytes) -> Iterator[tup
     seen: list[str | None] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802 - the standard library's name
+        def do_POST(self) -> None:
             seen.append(self.headers["Authorization"])
             self.send_response(status)
             for name, value in headers.items():
@@ -171,7 +171,7 @@ def test_wrong_usage(words: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_hostile_text_reaches_no_terminal(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
-    hostile = "\x1b]0;owned\x07[red]wrist[/red]\r\x9b2J"
+    hostile = "\x1b]0;owned\x07[red]wrist[bold]\r\x9b2J"
     add_device(service, hostile)
     add_report(service, hostile, serving=hostile, resident={hostile: 3})
     add_event(service, hostile, 1, "rejected", hostile)
@@ -181,7 +181,7 @@ def test_hostile_text_reaches_no_terminal(service: Service, capsys: pytest.Captu
             printed = capsys.readouterr().out
             assert not set(printed) & {"\x1b", "\x07", "\x9b", "\r"}
             if command[1] == "devices":
-                assert "[red]wrist[/red]" in printed
+                assert "[red]wrist[bold]" in printed
 
 
 def test_importing_the_commands_is_light() -> None:

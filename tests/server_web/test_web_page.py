@@ -14,7 +14,14 @@ from tests.support.browser import Browser, chromium
 from tests.support.web import Api, add_delta, add_device, add_event, add_release, add_report, serving
 
 HOSTILE = '<img src=x onerror="document.title=1">&lt;b&gt;'
-READY = "document.querySelector('#live').dataset.state === 'live' && document.querySelector('#devices-body tr') !== null"
+READY = "document.querySelector('#live').dataset.state === 'live' && !!document.querySelector('#devices-body tr')"
+
+
+@pytest.fixture(scope="module")
+def story_address(story: Service) -> Iterator[str]:
+    """The address of a server with a story."""
+    with serving(story) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -43,61 +50,58 @@ def test_nothing_comes_from_elsewhere_or_is_parsed_as_markup(path: Path) -> None
         assert not re.search(r"<script(?![^>]*\bsrc=)|\son\w+=|\sstyle=|javascript:", text)
 
 
-def test_the_page_shows_the_fleet(story: Service, browser: Browser) -> None:
-    with serving(story) as address:
-        browser.look_as(1360, 900)
-        browser.open(address)
-        browser.wait_for(READY)
-        browser.wait_for("document.querySelectorAll('#accuracy-chart .line').length === 6")
-        text = browser.evaluate("document.body.innerText")
-        for expected in ("4 of 5", "v4", "points", "of 128 MiB", "wrist-9", "learned by the fleet", "refused wrist v4"):
-            assert expected in text
-        assert browser.evaluate("document.querySelectorAll('#devices-body tr').length") == 5
-        assert browser.evaluate("document.querySelectorAll('#accuracy-chart .mark').length") == 3
-        assert "fleet mean: 9" in browser.evaluate("document.querySelector('#accuracy-chart svg').ariaLabel")
-        # each header has its column, and a bar says its figures to those who do not see it
-        assert browser.evaluate("document.querySelectorAll('#devices-head th[scope=col]').length") == 11
-        assert browser.evaluate("Number(document.querySelector('#devices-body .bar').ariaValueNow)") > 90 * 2**20
-        browser.evaluate("document.querySelector('#releases summary').click()")
-        assert "between 0.5 released" in browser.evaluate("document.querySelector('.chosen').innerText")
-        assert browser.messages == []
+def test_the_page_shows_the_fleet(story_address: str, browser: Browser) -> None:
+    browser.look_as(1360, 900)
+    browser.open(story_address)
+    browser.wait_for(READY)
+    browser.wait_for("document.querySelectorAll('#accuracy-chart .line').length === 6")
+    text = browser.evaluate("document.body.innerText")
+    for expected in ("4 of 5", "v4", "points", "of 128 MiB", "wrist-9", "learned by the fleet", "refused wrist v4"):
+        assert expected in text
+    assert browser.evaluate("document.querySelectorAll('#devices-body tr').length") == 5
+    assert browser.evaluate("document.querySelectorAll('#accuracy-chart .mark').length") == 3
+    assert "fleet mean: 9" in browser.evaluate("document.querySelector('#accuracy-chart svg').ariaLabel")
+    # each header has its column, and a bar says its figures to those who do not see it
+    assert browser.evaluate("document.querySelectorAll('#devices-head th[scope=col]').length") == 11
+    assert browser.evaluate("Number(document.querySelector('#devices-body .bar').ariaValueNow)") > 90 * 2**20
+    browser.evaluate("document.querySelector('#releases summary').click()")
+    assert "Between 0.5 released" in browser.evaluate("document.querySelector('.chosen').innerText")
+    assert browser.messages == []
 
 
 @pytest.mark.parametrize(("width", "phone"), [(1360, False), (800, False), (360, True)])
-def test_no_width_needs_sideways_scrolling(story: Service, browser: Browser, width: int, phone: bool) -> None:
-    with serving(story) as address:
-        browser.look_as(width, 800, phone=phone)
-        browser.open(address)
-        browser.wait_for(READY)
-        browser.wait_for("document.querySelector('#releases summary') !== null")
-        browser.evaluate("document.querySelector('#releases summary').click()")
-        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+def test_no_width_needs_sideways_scrolling(story_address: str, browser: Browser, width: int, phone: bool) -> None:
+    browser.look_as(width, 800, phone=phone)
+    browser.open(story_address)
+    browser.wait_for(READY)
+    browser.wait_for("document.querySelector('#releases summary') !== null")
+    browser.evaluate("document.querySelector('#releases summary').click()")
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_text_has_contrast_in_both_schemes(story: Service, browser: Browser, dark: bool) -> None:
+def test_text_has_contrast_in_both_schemes(story_address: str, browser: Browser, dark: bool) -> None:
     def luminance(color: str) -> float:
         parts = [int(number) / 255 for number in re.findall(r"\d+", color)[:3]]
         linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    with serving(story) as address:
-        browser.look_as(1360, 900, dark=dark)
-        browser.open(address)
-        browser.wait_for(READY)
-        found = browser.evaluate(
-            """[...document.querySelectorAll('h1, h2, p, td, th, small, .tag, .up, button, time, .events p')]
-            .filter((node) => node.offsetParent && node.innerText.trim()).map((node) => {
-                let ground = node;
-                while (getComputedStyle(ground).backgroundColor === 'rgba(0, 0, 0, 0)') ground = ground.parentElement;
-                const colors = [getComputedStyle(node).color, getComputedStyle(ground).backgroundColor];
-                return [node.innerText.slice(0, 40), ...colors];
-            })"""
-        )
-        assert len(found) > 80
-        for text, front, back in found:
-            light, low = sorted((luminance(front), luminance(back)), reverse=True)
-            assert (light + 0.05) / (low + 0.05) >= 4.5, (text, front, back)
+    browser.look_as(1360, 900, dark=dark)
+    browser.open(story_address)
+    browser.wait_for(READY)
+    found = browser.evaluate(
+        """[...document.querySelectorAll('h1, h2, p, td, th, small, .tag, .up, button, time, .events p')]
+        .filter((node) => node.offsetParent && node.innerText.trim()).map((node) => {
+            let ground = node;
+            while (getComputedStyle(ground).backgroundColor === 'rgba(0, 0, 0, 0)') ground = ground.parentElement;
+            const colors = [getComputedStyle(node).color, getComputedStyle(ground).backgroundColor];
+            return [node.innerText.slice(0, 40), ...colors];
+        })"""
+    )
+    assert len(found) > 80
+    for text, front, back in found:
+        light, low = sorted((luminance(front), luminance(back)), reverse=True)
+        assert (light + 0.05) / (low + 0.05) >= 4.5, (text, front, back)
 
 
 def test_it_lives_and_keeps_what_the_reader_opened(service: Service, browser: Browser) -> None:
@@ -117,10 +121,11 @@ def test_it_lives_and_keeps_what_the_reader_opened(service: Service, browser: Br
         browser.wait_for("document.querySelector('#devices-body tr').innerText.includes('87.5 %')")
         browser.wait_for("document.querySelectorAll('#releases details').length === 2")
         assert browser.evaluate("document.activeElement.innerText") == "wrist-5"
-        assert browser.evaluate("[...document.querySelectorAll('#releases details')].map((d) => d.open)") == [False, True]
+        opened = browser.evaluate("[...document.querySelectorAll('#releases details')].map((d) => d.open)")
+        assert opened == [False, True]
         browser.evaluate("document.querySelector('.device').click()")
         browser.wait_for("document.querySelector('#detail').innerText.includes('Resident memory by process')")
-        assert "supervisor" in browser.evaluate("document.querySelector('#detail').innerText")
+        assert "Supervisor" in browser.evaluate("document.querySelector('#detail').innerText")
         service.broker.update(connected=False, reason="connection refused")
         service.told("broker", "")
         browser.wait_for("document.querySelector('#notice').innerText.includes('connection refused')")
@@ -148,7 +153,9 @@ def test_hostile_text_stays_text(service: Service, browser: Browser) -> None:
         browser.look_as(1360, 900)
         browser.open(address)
         browser.wait_for(READY)
-        browser.wait_for("document.querySelector('#accuracy-chart svg') && document.querySelector('#events li') !== null")
+        browser.wait_for(
+            "document.querySelector('#accuracy-chart svg') && document.querySelector('#events li') !== null"
+        )
         browser.evaluate("document.querySelector('#releases summary').click()")
         browser.evaluate("document.querySelector('.device').click()")
         browser.wait_for("document.querySelector('#detail .facts') !== null")

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,10 @@ _FLAGS = (
 def find_chromium() -> str | None:
     """Path of Chromium, if this machine has it."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+class PageError(AssertionError):
+    """The browser refused a command, or a script raised."""
 
 
 class Browser:
@@ -56,7 +60,8 @@ class Browser:
         while True:
             answer = self._read(deadline)
             if answer.get("id") == wanted:
-                assert "error" not in answer, f"{method}: {answer['error']}"
+                if "error" in answer:
+                    raise PageError(f"{method}: {answer['error']}")
                 result: dict[str, Any] = answer["result"]
                 return result
 
@@ -85,20 +90,23 @@ class Browser:
     def open(self, address: str) -> None:
         """Go to an address."""
         self.call("Page.navigate", url=address)
+        self.wait_for(f"location.href.startsWith({json.dumps(address)}) && document.readyState === 'complete'")
 
     def evaluate(self, script: str) -> Any:
         """The value of a JavaScript expression in the page."""
         answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        if "exceptionDetails" in answer:
+            raise PageError(json.dumps(answer["exceptionDetails"]))
         return answer["result"].get("value")
 
     def wait_for(self, script: str, seconds: float = 15.0) -> Any:
         """The value of an expression as soon as it is true."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            value = self.evaluate(script)
-            if value:
-                return value
+            with suppress(PageError):  # the page is changing: its elements are not there yet
+                value = self.evaluate(script)
+                if value:
+                    return value
             time.sleep(0.1)
         page = self.evaluate("document.body.innerText.slice(0, 800)")
         raise AssertionError(f"never true in the page: {script}\n{page}\n{self.messages}")
