@@ -116,7 +116,7 @@ def _lockstep(
 ) -> Iterator[npt.NDArray[np.uint16]]:
     """Decode all lanes at once; for each lane 2,048 symbols (zeros after its last)."""
     table = np.concatenate(tables)
-    ends = np.cumsum(sizes)
+    ends: I64 = np.cumsum(np.array(sizes, np.int64))
     order = np.argsort(-np.array(counts), kind="stable")
     position: I64 = (ends - sizes)[order]
     base = (np.array(table_of) << huffman.LONGEST)[order]

@@ -37,7 +37,7 @@ def check(arrays: Arrays) -> bytes:
     return blob
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.dictionaries(
         st.text(st.characters(exclude_categories=["Cs"]), max_size=20), hnp.arrays(DTYPES, SHAPES), max_size=6
@@ -47,7 +47,7 @@ def test_any_arrays_come_back(arrays: Arrays) -> None:
     check(arrays)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from([0.003, 0.05, 0.3, 0.6, 1.0]),

@@ -91,13 +91,13 @@ def test_a_file_of_several_batches(monkeypatch: pytest.MonkeyPatch) -> None:
         assert unpack_file(pack_file(data, "f"))[1] == data
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.one_of(st.binary(), st.binary(max_size=300).map(lambda tail: model()[:3000] + tail)))
 def test_any_file_comes_back(data: bytes) -> None:
     assert unpack_file(pack_file(data, "any.bin")) == ("any.bin", data)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.data())
 def test_damaged_models_and_archives_are_files_like_any_other(draws: st.DataObject) -> None:
     data = bytearray(archive() if draws.draw(st.booleans()) else model())
