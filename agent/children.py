@@ -104,6 +104,13 @@ def answer(result: msgspec.Struct | Failure) -> None:
     sys.stdout.buffer.flush()
 
 
+def yield_to_others() -> None:
+    """For children that work in the background: low priority, and the first to go when memory runs out."""
+    os.nice(10)
+    with contextlib.suppress(OSError):  # a kernel without it, or a container that forbids it
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
 def work(kind: type[J], function: Callable[[J], msgspec.Struct]) -> None:
     """A child's whole life: read the job, do it, answer with the result or with why there is none."""
     job = receive(kind)

@@ -5,15 +5,19 @@ Used by the supervisor while it runs, and by `sanderling agent rollback` while n
 
 from __future__ import annotations
 
+import logging
+
 from . import pipe
 from .config import Settings
-from .errors import ControlError
+from .errors import ControlError, StorageFullError
 from .gate import serves
 from .layout import Layout
 from .ledger import Ledger
 from .outbox import Outbox
 from .slots import Installed, Slots
 from .versions import Personal, Versions
+
+log = logging.getLogger(__name__)
 
 
 class Choice:
@@ -34,7 +38,10 @@ class Choice:
         if current is not None and current.digest in self.ledger.refused() and (older := self._older(current)):
             self.slots.switch(older)
         if (current := self.slots.current()) is not None:
-            self.note_installed(current)
+            try:
+                self.note_installed(current)
+            except StorageFullError as error:  # predictions need no room; it is noted at a later start
+                log.error("%s", error)
 
     def note_installed(self, slot: Installed) -> None:
         """Queue the event of an installation, exactly once however often we are killed around it."""

@@ -51,7 +51,7 @@ class Learner:
 
     def __init__(self, settings: Settings, layout: Layout, ledger: Ledger, store: Store, hooks: Hooks) -> None:
         self._settings, self._layout, self._ledger, self._store, self._hooks = settings, layout, ledger, store, hooks
-        self._wake = asyncio.Event()
+        self._wake, self._hurry = asyncio.Event(), asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._run: asyncio.Task[TrainDone | Failure] | None = None
         self._backoff = Backoff(2.0, LIMITS.longest_backoff)
@@ -72,6 +72,7 @@ class Learner:
         """What is being learned now is for a base that is no longer in use: end it and begin anew."""
         if self._run is not None:
             self._run.cancel()
+        self._hurry.set()
         self._wake.set()
 
     async def stop(self) -> None:
@@ -138,10 +139,12 @@ class Learner:
         if result.reason != self._told:
             self._told = result.reason
             self._hooks.failed(result.reason)
+        wait = self._backoff.next()
+        log.info("training is tried again in %.0f s", wait)
+        self._hurry.clear()
         with contextlib.suppress(TimeoutError):
-            wait = self._backoff.next()
-            log.info("training is tried again in %.0f s", wait)
-            await asyncio.sleep(wait)
+            async with asyncio.timeout(wait):
+                await self._hurry.wait()  # a new base is a new chance
 
     async def _plan_and_train(self, current: Installed) -> TrainDone | Failure:
         learn = self._settings.learn

@@ -8,7 +8,6 @@ there), and the weights of the model.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -33,7 +32,7 @@ _FORMAT = 1
 
 def plan(job: PlanJob) -> PlanDone:
     """Plan, or find the plan of an earlier release; raises `TrainingError`."""
-    os.nice(10)
+    children.yield_to_others()
     data = Path(job.model).read_bytes()
     directory = Path(job.directory)
     try:

@@ -225,7 +225,6 @@ class Agent:
             case pipe.Labelled():
                 self._storage_full = False
                 self._learner.poke()
-                self._link.changed()
             case pipe.CannotServe(_, which, reason):
                 self._distrust(which, f"the worker cannot load it: {reason}")
             case pipe.StorageTrouble(reason):

@@ -61,6 +61,7 @@ class Link:
         self._due: dict[int, float] = {}
         self._backoffs: dict[int, Backoff] = {}
         self._wake, self._dirty = asyncio.Event(), asyncio.Event()
+        self._announced: dict[str, int] | None = None  # the models of the last birth on this connection
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -103,10 +104,12 @@ class Link:
         """The opposite."""
         self.connection.unsubscribe(*filters)
 
-    async def announce(self) -> None:
-        """Publish the birth state: we are here, with these models."""
-        with contextlib.suppress(OSError, TimeoutError):
-            await self.connection.publish(self._topic("state"), encode(self._state(online=True)), retain=True)
+    async def _announce(self) -> None:
+        """Publish the birth state, if the server does not know it yet: we are here, with these models."""
+        state = self._state(online=True)
+        if state.models != self._announced:
+            await self.connection.publish(self._topic("state"), encode(state), retain=True)
+            self._announced = dict(state.models)
 
     def _topic(self, kind: str) -> str:
         return build(Topic(self._settings.device.fleet, kind, self._settings.device.name))
@@ -126,6 +129,7 @@ class Link:
             log.log(logging.INFO if connected else logging.WARNING, "%s%s", reason, remedy)
         self.reason = reason
         if connected:
+            self._announced = None
             self._due.clear()
             self._backoffs.clear()
             self._wake.set()
@@ -196,7 +200,7 @@ class Link:
             self._dirty.clear()
             if not self.connection.connected:
                 continue
-            await self.announce()
             with contextlib.suppress(OSError, TimeoutError, StorageError):
+                await self._announce()
                 await self.connection.publish(self._topic("telemetry"), encode(self._hooks.telemetry()))
-            await asyncio.sleep(min(0.2, self._settings.sync.telemetry_seconds))  # several changes, one message
+            await asyncio.sleep(min(0.5, self._settings.sync.telemetry_seconds))  # several changes, one message

@@ -11,7 +11,6 @@ Samples are read from the store batch by batch: the store may be larger than the
 from __future__ import annotations
 
 import gc
-import os
 import time
 import uuid
 from pathlib import Path
@@ -166,5 +165,5 @@ def train(job: TrainJob) -> TrainDone:
 
 
 if __name__ == "__main__":
-    os.nice(10)
+    children.yield_to_others()
     children.work(TrainJob, train)

@@ -194,7 +194,7 @@ class Update:
         self._asked: dict[str, None] = {}
         self._damaged: set[str] = set()
         self._next: Verified | None = None
-        self._told = ""
+        self._decided = ""  # the SHA-256 of an envelope that asks nothing of us: it comes again with every reconnect
 
     def handle(self, event: Event) -> list[Action]:
         """What is to be done about an event; raises `IllegalEventError`, and then nothing has changed."""
@@ -212,21 +212,23 @@ class Update:
         self.version, self.digest = version, digest
 
     def _announced(self, event: Announced) -> list[Action]:
-        actions: list[Action] = [Verify(event.envelope)]
+        actions: list[Action] = [] if _mark(event.envelope) == self._decided else [Verify(event.envelope)]
         if self.state is State.FETCHING:  # the server may have published the chunks again
             return actions + self._ask_again()
         return actions
 
     def _unverified(self, event: Unverified) -> list[Action]:
-        mark = hashlib.sha256(event.envelope).hexdigest()
-        if mark == self._told:  # retained, so it comes with every reconnect
+        if _mark(event.envelope) == self._decided:
             return []
-        self._told = mark
+        self._decided = _mark(event.envelope)
         return [Report("rejected", 0, event.reason)]
 
     def _verified(self, event: Verified) -> list[Action]:
         release, ahead = event.release, max(self.version, self.wanted.release.version if self.wanted else 0)
-        if event.digest in self.refused or release.version <= ahead:
+        if event.digest in self.refused or release.version <= self.version:
+            self._decided = _mark(event.envelope)
+            return []
+        if release.version <= ahead:
             return []
         if reason := self._unusable(release):
             self.refused.add(event.digest)
@@ -323,6 +325,10 @@ class Update:
 
     def _ignore(self, _event: Any) -> list[Action]:
         return []
+
+
+def _mark(envelope: bytes) -> str:
+    return hashlib.sha256(envelope).hexdigest()
 
 
 _Rule = Callable[[Update, Any], list[Action]]

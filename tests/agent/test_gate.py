@@ -8,10 +8,10 @@ import pytest
 
 from sanderling.agent.gate import Evaluation, Score, judge, serves
 
+Pair = tuple[float, float]
 
-def found(
-    fleet: tuple[float, float], personal: tuple[float, float], count: int = 30, anchor: tuple[float, float] | None = None
-) -> Evaluation:
+
+def found(fleet: Pair, personal: Pair, count: int = 30, anchor: Pair | None = None) -> Evaluation:
     before, after = anchor if anchor else (None, None)
     return Evaluation(Score(*fleet, count), Score(*personal, count), before, after)
 

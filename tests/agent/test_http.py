@@ -44,7 +44,8 @@ def converse(talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter, HttpSer
 async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     head = await reader.readuntil(b"\r\n\r\n")
     status = int(head.split()[1])
-    length = next(int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
+    lines = head.lower().split(b"\r\n")
+    length = next(int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length"))
     return status, await reader.readexactly(length)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from sanderling.codec import accumulate
 from sanderling.codec.messages import Delta, DeviceState, Event, Receipt, Telemetry, decode, encode
-from sanderling.codec.release import Release, cut, generate_key, sign
+from sanderling.codec.release import Release, Target, cut, generate_key, sign
 from sanderling.codec.topics import Topic, build, every_device, parse
 from sanderling.host.mqtt import BrokerAddress, Connection
 
@@ -89,7 +90,8 @@ class ServerSide:
         self, version: int, files: dict[str, bytes], key: str = "", model: str = MODEL
     ) -> tuple[Release, bytes, dict[str, bytes]]:
         """A signed release: what it says, the envelope, and the chunks."""
-        targets, chunks = {}, {}
+        targets: dict[str, Target] = {}
+        chunks: dict[str, bytes] = {}
         for name, data in files.items():
             targets[name], pieces = cut(data)
             chunks |= pieces
@@ -152,10 +154,8 @@ class ServerSide:
 
 
 async def _quietly(coroutine: Any) -> None:
-    try:
+    with contextlib.suppress(OSError, TimeoutError):  # the broker was killed: the device asks again
         await coroutine
-    except (OSError, TimeoutError):
-        pass  # the broker was killed: the device asks again
 
 
 class _UnixConnection(http.client.HTTPConnection):
