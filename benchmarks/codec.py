@@ -184,7 +184,7 @@ def speed() -> dict[str, Any]:
     generator = np.random.default_rng(1)
     sparse = (generator.laplace(0, 0.25, (1024, 1024))).round().astype(np.int8)
     kinds = {
-        "laplace, 1 M, 5 % nonzero or so": sparse,
+        "laplace, 1 M, 14 % nonzero": sparse,
         "laplace, 1 M, dense": generator.laplace(0, 1.5, (1024, 1024)).round().astype(np.int8),
         "normal int8, 1 M": generator.normal(0, 30, (1024, 1024)).clip(-128, 127).astype(np.int8),
     }
