@@ -25,7 +25,7 @@ SELECT device, received, model, report FROM telemetry WHERE id IN (
 ) ORDER BY id
 """
 _BOUNDS = """
-SELECT min(received) AS first, count(DISTINCT device) AS devices FROM telemetry
+SELECT min(received) AS first, max(received) AS last, count(DISTINCT device) AS devices FROM telemetry
 WHERE received >= ?2 AND (?1 IS NULL OR device = ?1)
 """
 
@@ -43,20 +43,19 @@ def history(service: Service, *, device: str | None = None, since: float = 0.0, 
     if device is not None:
         service.store.device(device)
     bounds = service.store.rows(_BOUNDS, [device, since])[0]
-    now = time.time()
     lines: dict[str, list[list[Any]]] = {}
     fleet: list[list[float | None]] = []
     if bounds["devices"]:
         begin = max(since, bounds["first"])
         wanted = max(2, min(points, MOST_POINTS, MOST_ROWS // bounds["devices"]))
-        width = max((now - begin) / wanted, 0.5)
+        width = max((bounds["last"] - begin) / wanted, 0.5)
         rows = service.store.rows(_SPANS, [device, begin, width])
         fleet = _mean(rows, width)
         for row in rows:
             lines.setdefault(row["device"], []).append(_point(row))
     kept = sorted(sorted(lines, key=lambda name: -lines[name][-1][0])[:MOST_LINES])
     return {
-        "now": now,
+        "now": time.time(),
         "fields": FIELDS,
         "devices": {name: lines[name] for name in kept},
         "left_out": len(lines) - len(kept),

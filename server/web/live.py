@@ -67,15 +67,13 @@ class Live:
         try:
             yield b"retry: 2000\n\n" + gathered.take()
             while not pump.done():
-                waiting = asyncio.create_task(gathered.ready.wait())
-                done, _ = await asyncio.wait(
-                    {pump, waiting}, timeout=self._heartbeat, return_when=asyncio.FIRST_COMPLETED
-                )
-                waiting.cancel()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._heartbeat):
+                        await gathered.ready.wait()
                 if gathered.changed:
                     yield gathered.take()
                     await asyncio.sleep(PAUSE)
-                elif not done:
+                elif not pump.done():
                     yield b": still here\n\n"
         finally:
             self.viewers -= 1
@@ -84,5 +82,8 @@ class Live:
                 await pump
 
     async def _pump(self, gathered: Gathered) -> None:
-        async for change in self._service.subscribe():
-            gathered.add(change)
+        try:
+            async for change in self._service.subscribe():
+                gathered.add(change)
+        finally:
+            gathered.ready.set()  # the server stops: whoever waits is to see that

@@ -10,7 +10,7 @@ from sanderling.server.errors import NotFoundError
 from sanderling.server.service import Service
 from sanderling.server.web import history as module
 from sanderling.server.web.history import FIELDS, history
-from tests.support.web import add_device, add_report
+from tests.support.web import add_device, add_report, add_reports
 
 
 def held(value: float) -> dict[str, float]:
@@ -21,8 +21,7 @@ def held(value: float) -> dict[str, float]:
 def test_points_are_thinned_and_the_newest_stays(service: Service) -> None:
     add_device(service, "a")
     begin = time.time() - 300
-    for step in range(300):
-        add_report(service, "a", begin + step, held_out_fleet=held(step / 1000))
+    add_reports(service, [("a", begin + step, {"held_out_fleet": held(step / 1000)}) for step in range(300)])
     answer = history(service, points=10)
     line = answer["devices"]["a"]
     assert 9 <= len(line) <= 11
@@ -73,7 +72,6 @@ def test_rows_of_an_answer_are_bounded(service: Service, monkeypatch: pytest.Mon
     begin = time.time() - 400
     for n in range(4):
         add_device(service, f"d{n}")
-        for step in range(100):
-            add_report(service, f"d{n}", begin + 4 * step)
+        add_reports(service, [(f"d{n}", begin + 4 * step, {}) for step in range(100)])
     answer = history(service, points=1000)
     assert sum(map(len, answer["devices"].values())) <= 44

@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -129,12 +129,17 @@ def add_device(service: Service, name: str, *, online: bool = True, seen: float 
 
 def add_report(service: Service, name: str, received: float | None = None, **changed: Any) -> None:
     """One telemetry message of a device, as if it had arrived at `received`."""
-    at = time.time() if received is None else received
-    text = json.dumps(report(**changed))
+    add_reports(service, [(name, time.time() if received is None else received, changed)])
+
+
+def add_reports(service: Service, reports: Iterable[tuple[str, float, dict[str, Any]]]) -> None:
+    """Telemetry messages (device, time received, what differs from `report`), in one transaction."""
     with service.store.writing() as db:
-        db.table("telemetry").insert({"device": name, "received": at, "model": "wrist", "report": text})
-        db.execute("UPDATE devices SET telemetry = ?, last_seen = ? WHERE name = ?", [text, at, name])
-    service.told("telemetry", name)
+        for name, at, changed in reports:
+            text = json.dumps(report(**changed))
+            db.table("telemetry").insert({"device": name, "received": at, "model": "wrist", "report": text})
+            db.execute("UPDATE devices SET telemetry = ?, last_seen = ? WHERE name = ?", [text, at, name])
+    service.told("telemetry", "")
 
 
 def add_delta(service: Service, name: str, sequence: int, *, base: int = 1, merged_into: int | None = None,
@@ -187,6 +192,7 @@ def tell_story(service: Service, devices: int = 5, seconds: float = 170.0) -> No
         add_release(service, source="push" if version == 1 else "merge", metrics=metrics, lineage=lineage, created=at,
                     labels=["raise", "fold", "turn", "press", "swing", "reach", "slide"])  # fmt: skip
     steps = 60
+    told: list[tuple[str, float, dict[str, Any]]] = []
     for step in range(steps):
         at = begin + seconds * (step + 1) / steps
         version = sum(at > r for r in released)
@@ -198,15 +204,20 @@ def tell_story(service: Service, devices: int = 5, seconds: float = 170.0) -> No
             own = min(0.98, base + (0.27 - 0.02 * n) * grown + 0.012 * ((step * 7 + n * 3) % 5 - 2))
             fleet = min(0.95, base + 0.03 * (version - 1))
             personal = step > 6 + 2 * n
-            add_report(
-                service, name, at, version=version, serving="personal" if personal else "fleet",
-                held_out_fleet={"value": fleet, "count": 41}, prequential={"value": min(0.99, own - 0.02), "count": 64},
-                held_out_personal={"value": own, "count": 41} if personal else None,
-                training_peak=int((92 + 1.7 * n + min(step, 30) / 12) * MIB) if personal else 0,
-                resident={"supervisor": 27 * MIB + n * 100_000, "worker": (56 + n) * MIB,
-                          **({"trainer": 91 * MIB} if (step + n) % 7 < 2 else {})},
-                training_runs=step // 10, outbox=int(n == 1),
-            )  # fmt: skip
+            trainer = {"trainer": 91 * MIB} if (step + n) % 7 < 2 else {}
+            changed: dict[str, Any] = {
+                "version": version,
+                "serving": "personal" if personal else "fleet",
+                "held_out_fleet": {"value": fleet, "count": 41},
+                "held_out_personal": {"value": own, "count": 41} if personal else None,
+                "prequential": {"value": min(0.99, own - 0.02), "count": 64},
+                "training_peak": int((92 + 1.7 * n + min(step, 30) / 12) * MIB) if personal else 0,
+                "resident": {"supervisor": 27 * MIB + n * 100_000, "worker": (56 + n) * MIB, **trainer},
+                "training_runs": step // 10,
+                "outbox": int(n == 1),
+            }
+            told.append((name, at, changed))
+    add_reports(service, told)
     for n, name in enumerate(names):
         for sequence in range(1, 5 + n):
             add_delta(service, name, sequence, base=1 + sequence // 3, merged_into=2 if sequence < 3 else None)

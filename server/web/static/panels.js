@@ -100,11 +100,17 @@ export function facts(pairs) {
     .map(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
 }
 
+/** The lines of a device's own chart: name, field of its history, colour. */
+const KINDS = [
+  ["fleet's model, held-out", "held_out_fleet", "0"], ["its own model, held-out", "held_out_personal", "1"],
+  ["live", "prequential", "other"],
+];
+
 export function deviceDetail(place, device, now) {
   const { accuracy: measured, memory } = device;
   const parts = Object.entries(memory.resident);
   const largest = Math.max(1, ...parts.map(([, value]) => value));
-  const box = element("div", { class: "chart" });
+  const box = element("div", { class: "chart small" });
   place.replaceChildren(
     facts([
       ["State", `${device.online ? "online" : "silent"}, last seen ${moment(device.last_seen)} (${ago(device.last_seen, now)})`],
@@ -118,7 +124,8 @@ export function deviceDetail(place, device, now) {
       ["Deltas", `${count(device.deltas.accepted)} accepted, ${count(device.deltas.merged)} merged, ${count(device.deltas.rejected)} rejected, ${count(device.deltas.waiting)} waiting on the device`],
       ["Traffic", `${bytes(device.deltas.bytes)} sent, ${bytes(device.deltas.float32_bytes)} as plain float32`],
     ]),
-    element("h3", {}, "Accuracy on its held-out samples"), box,
+    element("h3", {}, "Accuracy"), box,
+    element("p", { class: "legend hint" }, KINDS.map(([name, , tone]) => element("span", {}, element("span", { class: `dot tone-${tone}` }), name))),
     element("h3", {}, "Resident memory by process"),
     parts.length ? facts(parts.map(([name, value]) => [name, [bar(value, largest, name, "plain"), ` ${bytes(value)}`]])) : element("p", { class: "hint" }, "not reported"),
     element("h3", {}, "Events"),
@@ -131,7 +138,7 @@ export function deviceDetail(place, device, now) {
     return { name, tone, points: own.filter((point) => point[at] !== null).map((point) => [point[0], point[at]]) };
   };
   new LineChart(box, { format: (value) => percent(value, 0), label: "Accuracy of this device", height: 200 }).show({
-    lines: [line("fleet's model", "held_out_fleet", "0"), line("its own model", "held_out_personal", "1"), line("live", "prequential", "other")],
+    lines: KINDS.map(([name, field, tone]) => line(name, field, tone)),
     marks: device.history.releases.filter((release) => release.model === device.model).map((release) => ({ time: release.time, text: `v${release.version}` })),
     low: 0.9, high: 1, floor: 0.1,
   });
