@@ -14,6 +14,8 @@ FLEET, MODEL = "wrists", "wrist"
 #: Merged releases after version 1; when they are out, the story comes to its end.
 MERGES = 5
 MEMORY_LIMIT = "128MiB"
+#: What a device's own model may lose on the lab's people: it serves one person, and is meant to become that person's.
+ANCHOR_DROP = 0.3
 
 
 class DemoError(RuntimeError):
@@ -87,7 +89,7 @@ class Installation:
             "release": {"trusted_keys": [trusted_key]},
             "model": {"name": MODEL},
             "serve": {"socket": str(folder / "agent.sock")},
-            "learn": {"enabled": learns, "memory_limit": MEMORY_LIMIT},
+            "learn": {"enabled": learns, "memory_limit": MEMORY_LIMIT, "anchor_drop": ANCHOR_DROP},
             "sync": {"telemetry_seconds": 3.0, "resend_seconds": 2.0},
         }
         (folder / "agent.toml").write_text(_toml(configuration))

@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -64,54 +66,51 @@ class Outcome:
 
 
 def show(outcome: Outcome, console: Console) -> None:
-    """Print the table."""
+    """Print the table; it fits into 80 columns."""
     table = Table(
-        title="The fleet: accuracy on windows that no device has learned from", title_justify="left", expand=False
-    )
-    for heading, justify in (
-        ("device", "left"), ("person", "right"), ("before", "right"), ("after", "right"), ("gain", "right"),
-        ("version", "right"), ("answers", "left"), ("training peak / limit", "right"), ("sent / as float32", "right"),
-    ):  # fmt: skip
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]  # rich takes a Literal
+        title="Accuracy on windows that no device has learned from", title_justify="left", box=SIMPLE_HEAD,
+        pad_edge=False, padding=(0, 1), expand=False,
+    )  # fmt: skip
+    table.add_column("device")
+    for heading in ("before", "after", "gain", "version", "answers", "training peak", "sent"):
+        table.add_column(heading, justify="right")
     for device in outcome.devices:
         table.add_row(*_row(device))
     totals = outcome.summary()
     table.add_section()
     before, after = totals["mean_accuracy_before"], totals["mean_accuracy_after"]
     table.add_row(
-        "mean", "", _percent(before), _percent(after), _gain(after - before), "", "", "",
-        f"1/{totals['traffic_ratio']:.0f} of float32", style="bold",
+        "mean", _percent(before), _percent(after), _gain(after - before), "", "", "",
+        f"1/{totals['traffic_ratio']:.1f}", style="bold",
     )  # fmt: skip
     table.add_section()
-    table.add_row(*_row(outcome.new_device, new=True))
+    table.add_row(*_row(outcome.new_device))
     console.print(table)
-    console.print(
-        f"{outcome.new_device.name} joined at the end and has learned nothing itself: "
-        "before is version 1, after is what the fleet learned for it.",
-        style="dim",
-    )
+    limit = totals["memory_limit"] / 2**20
+    new = outcome.new_device
+    for line in (
+        f"before: version 1, trained on four other people. training peak: the whole process, of {limit:.0f} MiB allowed.",
+        "sent: weight deltas as they went over the wire, of what they are as plain float32.",
+        f"{new.name} joined at the end and has learned nothing itself: what it gains, the fleet learned for it.",
+    ):
+        console.print(line, style="dim", highlight=False, soft_wrap=True)
     again = {name: count for name, count in outcome.restarts.items() if count}
     told = f"{len(outcome.releases)} signed releases, broker {outcome.broker}, {outcome.seconds:.0f} s"
     if again:
         told += ", started again: " + ", ".join(f"{name} {count}×" for name, count in again.items())
-    console.print(told)
+    console.print(told, highlight=False, soft_wrap=True)
 
 
-def _row(device: DeviceResult, new: bool = False) -> list[str | Text]:
-    peak = (
-        f"{device.training_peak / 2**20:.0f} / {device.memory_limit / 2**20:.0f} MiB" if device.training_peak else "–"
-    )
-    sent = f"{device.delta_bytes / 1e3:.1f} / {device.float32_bytes / 1e3:.0f} kB" if device.delta_bytes else "–"
+def _row(device: DeviceResult) -> list[str | Text]:
     return [
-        f"{device.name} (new)" if new else device.name,
-        str(device.person),
+        device.name,
         _percent(device.accuracy_before),
         _percent(device.accuracy_after),
         _gain(device.accuracy_after - device.accuracy_before),
         str(device.version),
-        "fleet's model" if device.serving == "fleet" else "its own model",
-        peak,
-        sent,
+        "fleet's" if device.serving == "fleet" else "its own",
+        f"{device.training_peak / 2**20:.1f} MiB" if device.training_peak else "–",
+        f"{device.delta_bytes / 1e3:.1f} of {device.float32_bytes / 1e3:.0f} kB" if device.delta_bytes else "–",
     ]
 
 
@@ -168,12 +167,9 @@ def draw(outcome: Outcome, path: Path) -> None:
 
 
 def _mean_curve(devices: list[DeviceResult]) -> tuple[list[float], list[float]]:
-    """The mean over devices at every moment at which one was judged, once all were judged at least once."""
-    moments = sorted({t for d in devices for t, _, _ in d.curve})
-    begin = max((d.curve[0][0] for d in devices if d.curve), default=0.0)
-    moments = [t for t in moments if t >= begin]
-    means = []
-    for moment in moments:
-        latest = [[a for t, a, _ in d.curve if t <= moment][-1] for d in devices if d.curve]
-        means.append(100 * sum(latest) / len(latest))
-    return moments, means
+    """The devices' mean, in percent, second by second while all of them were judged; between judgements, a line."""
+    begin = max(device.curve[0][0] for device in devices)
+    end = min(device.curve[-1][0] for device in devices)
+    moments = np.linspace(begin, end, max(2, int(end - begin)))
+    curves = [np.interp(moments, [t for t, *_ in d.curve], [a for _, a, _ in d.curve]) for d in devices]
+    return moments.tolist(), (100 * np.mean(curves, axis=0)).tolist()

@@ -39,7 +39,7 @@ class Screen:
     def say(self, text: str) -> None:
         """A line with the seconds that have passed."""
         self._console.print(f"[dim]{time.monotonic() - self._began:4.0f} s[/dim]  ", end="")
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def progress(self, wearers: list[Wearer]) -> None:
         """Move the bars."""

@@ -103,7 +103,7 @@ class Story:
         windows = data.lab()
         (folder / "lab.npz").write_bytes(windows.save())
         (folder / "anchor.npz").write_bytes(data.anchor(windows).save())
-        (folder / "initial.onnx").write_bytes(depthwise_cnn_1d(seed=0))
+        (folder / "initial.onnx").write_bytes(depthwise_cnn_1d(kernel=7, seed=0))
         self.teller.say(
             f"lab: people 1 to 4, {len(windows)} windows; training version 1 with sanderling's own engine …"
         )
