@@ -8,7 +8,8 @@ The life of a job, by its column `state`::
        │  └───► superseded   another release came first; deltas pending again
        └── the server was killed: it finds the row when it starts, and goes on from the result file or from the start
 
-Attempts are counted only when the child fails by itself: a server that is killed often loses time, not deltas.
+Attempts are counted only when the child fails by itself: a server that is killed often, or a disk that is full or has
+lost a file, costs time, not deltas.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import msgspec
 
 from . import ledger
 from .errors import ConflictError, MergeError, StorageError
-from .merge_settings import JobSettings
+from .merge_settings import DISK_FAILED, JobSettings
 from .policy import Situation, due
 from .service import Service
 from .store import Row
@@ -56,6 +57,7 @@ class Merges:
     async def run(self) -> None:
         """Finish what was begun before, then merge whenever it is due, until cancelled."""
         await asyncio.to_thread(self._sweep)
+        complaint = ""
         while True:
             try:
                 for job in self._service.store.rows("SELECT * FROM jobs WHERE state = 'running' ORDER BY id"):
@@ -66,8 +68,11 @@ class Merges:
                 for row in self._service.store.models():
                     if self._due(row):
                         await asyncio.to_thread(self._begin, row["name"])
+                complaint = ""
             except (StorageError, OSError) as error:
-                log.error("merging waits: %s", error)
+                if str(error) != complaint:
+                    log.error("merging waits for the disk: %s", error)
+                complaint = str(error)
                 await asyncio.sleep(PAUSE)
 
     def _due(self, model: Row) -> bool:
@@ -124,7 +129,7 @@ class Merges:
         return not self._service.store.rows("SELECT 1 FROM jobs WHERE id = ? AND state = 'running'", [job])
 
     async def _compute(self, job: int, out: Path) -> None:
-        """Run the child. Raises `MergeError` with the last thing it said."""
+        """Run the child. Raises `MergeError` (or `StorageError`: not its fault) with the last thing it said."""
         out.mkdir(parents=True, exist_ok=True)
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "sanderling.server.merge", "--parent", str(os.getpid()),
@@ -142,7 +147,8 @@ class Merges:
                 await child.wait()
         if child.returncode != 0:
             lines = said.decode(errors="replace").strip().splitlines()
-            raise MergeError(lines[-1][:1000] if lines else f"ended with status {child.returncode}")
+            why = lines[-1][:1000] if lines else f"ended with status {child.returncode}"
+            raise StorageError(why) if child.returncode == DISK_FAILED else MergeError(why)
 
     async def _failed(self, job: Row, error: MergeError) -> None:
         def record() -> int:

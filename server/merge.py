@@ -37,9 +37,9 @@ from .choose import AGREEMENT_SHARE, Candidate, choose
 from .datasets import Samples, accuracy, logits, read
 from .distill import distill
 from .ensemble import Ensemble, Floats
-from .errors import ServerError
+from .errors import ServerError, StorageError
 from .files import Files
-from .merge_settings import JobSettings
+from .merge_settings import DISK_FAILED, JobSettings
 from .store import DATABASE, Row, Store
 
 #: How far from the aggregate towards the distilled student the candidates lie.
@@ -269,7 +269,10 @@ class _Asked:
 
 
 def main() -> int:
-    """The child: leaves `model.onnx` (unless refused) and `result.json` in `--out`, or one line on stderr and 1."""
+    """The child: leaves `model.onnx` (unless refused) and `result.json` in `--out`, or one line on stderr.
+
+    Status 1: this merge cannot be computed. `DISK_FAILED`: the disk's fault, it may be computed later.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--data", type=Path, required=True)
@@ -283,7 +286,10 @@ def main() -> int:
         if model:
             write_durably(options.out / "model.onnx", model)
         write_durably(options.out / "result.json", json.dumps(result).encode())
-    except (ServerError, EngineError, CodecError, OSError, MemoryError) as error:
+    except (StorageError, OSError) as error:
+        print(error, file=sys.stderr)
+        return DISK_FAILED
+    except (ServerError, EngineError, CodecError, MemoryError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -1,4 +1,7 @@
-"""The settings that a merge is begun with, kept in its row: changing server.toml does not change a merge under way."""
+"""What server and merge child agree on: the settings that a merge is begun with, and what an exit status means.
+
+The settings are kept in the job's row: changing server.toml does not change a merge under way.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,9 @@ import msgspec
 
 from .config import DistillSection, MergeSection
 from .limits import Limits
+
+#: Exit status of a merge that the disk has failed (EX_TEMPFAIL of sysexits.h): no fault of the deltas'.
+DISK_FAILED = 75
 
 
 class JobSettings(msgspec.Struct, frozen=True, kw_only=True):

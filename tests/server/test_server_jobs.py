@@ -44,7 +44,7 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service
 def leave(service: Service, model: bytes = MODEL, **changed: Any) -> Path:
     """What the child leaves behind."""
     out = service.settings.data / "jobs" / "1"
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     result = {
         "outcome": "released", "sha256": hashlib.sha256(MODEL).hexdigest(), "metrics": {"validation_accuracy": 0.9},
         "lineage": {"devices": ["d1"], "deltas": 1, "from_version": 1}, **changed,
@@ -97,10 +97,9 @@ def test_superseded_by_a_push_the_deltas_wait_for_the_next(service: Service) -> 
 
 
 def test_a_child_that_keeps_failing_is_given_up(service: Service) -> None:
-    service.files.path(service.store.release("wrist", 1)["files"]["model.onnx"]["sha256"]).unlink()
-    job = settle(service)
+    job = settle(service)  # version 1 is no ONNX file here
     assert (job["state"], job["attempts"]) == ("failed", 2)
-    assert "cannot be read" in job["reason"]
+    assert "not an ONNX model" in job["reason"]
     assert service.store.counters()["jobs_failed"] == 1
 
 
@@ -109,3 +108,24 @@ def test_a_result_damaged_on_the_disk_is_not_released(service: Service) -> None:
     job = settle(service)  # computed again, and this model is no ONNX
     assert job["state"] == "failed"
     assert service.models()[0]["current_version"] == 1
+
+
+def test_a_lost_file_is_waited_for_and_costs_no_delta(service: Service, caplog: pytest.LogCaptureFixture) -> None:
+    lost = service.files.path(service.store.release("wrist", 1)["files"]["model.onnx"]["sha256"])
+    lost.unlink()
+
+    async def story() -> None:
+        running = asyncio.create_task(Merges(service).run())
+        async with asyncio.timeout(60):
+            while "backup" not in caplog.text:
+                await asyncio.sleep(0.02)
+        assert not running.done()
+        running.cancel()
+
+    asyncio.run(story())
+    job = service.jobs()[0]
+    assert (job["state"], job["attempts"]) == ("running", 0)
+    assert service.store.deltas()[0]["job"] == 1
+    leave(service)
+    lost.write_bytes(b"onnx" * 9000)  # restored from a backup
+    assert settle(service)["state"] == "done"

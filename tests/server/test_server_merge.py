@@ -22,7 +22,7 @@ from sanderling.server.config import DistillSection, MergeSection
 from sanderling.server.intake import Intake, Received
 from sanderling.server.limits import Limits
 from sanderling.server.merge import Merge
-from sanderling.server.merge_settings import JobSettings
+from sanderling.server.merge_settings import DISK_FAILED, JobSettings
 from sanderling.server.service import Service
 from tests.support.servers import Samples, delta_message, small_delta, small_model, windows
 from tests.support.web import add_release, make_service
@@ -182,7 +182,7 @@ def test_the_child_leaves_a_result_or_says_why_not(service: Service, learned: di
     whole = damaged.read_bytes()
     damaged.write_bytes(whole[:-1])
     failed = child()
-    assert failed.returncode == 1
+    assert failed.returncode == DISK_FAILED
     assert "damaged" in failed.stderr
     assert list(out.iterdir()) == []
     damaged.write_bytes(whole)
