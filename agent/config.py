@@ -101,7 +101,7 @@ class Learn(_Section, frozen=True, kw_only=True):
 class Sync(_Section, frozen=True, kw_only=True):
     """What is exchanged with the server, and how often."""
 
-    quality: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.95
+    quality: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.9
     telemetry_seconds: Seconds = 60.0
     resend_seconds: Seconds = 5.0
 

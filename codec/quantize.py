@@ -1,7 +1,7 @@
 """Uniform quantization with an exact zero, its step chosen by how much of a tensor is to arrive.
 
-`quality` is the share of a tensor's energy (its squared length) that its decoded form accounts for: at 0.95 the error
-has at most a twentieth of the energy of the tensor, a signal-to-noise ratio of 13 dB. The step is the largest for
+`quality` is the share of a tensor's energy (its squared length) that its decoded form accounts for: at 0.9 the error
+has at most a tenth of the energy of the tensor, a signal-to-noise ratio of 10 dB. The step is the largest for
 which that holds, so bits go down as far as the promise allows. Rounding leans towards zero: a magnitude becomes n
 steps from n - 3/8 steps on. Such a dead zone (as in video coders) buys more zeros than it costs in error.
 
@@ -21,7 +21,7 @@ F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
 #: Share of energy that `encode_delta` sends if not told otherwise.
-DEFAULT_QUALITY = 0.95
+DEFAULT_QUALITY = 0.9
 #: Bits of the scaled magnitudes.
 _SCALE = 20
 #: Extra width of the zones towards zero, in 1/16 step.
