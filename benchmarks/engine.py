@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from sanderling.engine import MemoryLimitError, Trainer, compile, load_plan, peak_resident_bytes
+from sanderling.engine import MemoryLimitError, Trainer, load_plan, peak_resident_bytes
 from sanderling.engine.graph import Array, Builder, TensorType
-from sanderling.engine.trial import LEAN_ENVIRONMENT
+from sanderling.engine.memory import LEAN_ENVIRONMENT
 
 #: (stride, channels) of the depthwise separable blocks of the MobileNet-like model.
 _MOBILE = [(1, 32), (2, 64), (1, 64), (2, 128), (1, 128), (2, 256), (1, 256)]
@@ -149,6 +149,8 @@ def main() -> None:
     if options.child:
         print(json.dumps(child(*options.child, options.steps)))
         return
+    from sanderling.engine import compile
+
     results: dict[str, Any] = {"machine": platform.machine(), "python": platform.python_version(), "cases": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name, (make, _, _, batch) in CASES.items():

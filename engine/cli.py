@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import EngineError
-from .memory import enforce_limit, format_size, parse_size, peak_resident_bytes
+from .memory import LEAN_ENVIRONMENT, enforce_limit, format_size, parse_size, peak_resident_bytes
 
 if TYPE_CHECKING:
     from .data import Dataset
@@ -77,8 +77,6 @@ def _guarded(handler: Any) -> Any:
 
 def plan_in_child(path: Path, **choices: Any) -> None:
     """Run `compile(**choices)` in a fresh process and save the plan at `path`. Raises EngineError (its message)."""
-    from .trial import LEAN_ENVIRONMENT
-
     done = subprocess.run(
         [sys.executable, "-m", __name__, str(path)], input=json.dumps(choices), capture_output=True, text=True,
         check=False, env={**os.environ, **LEAN_ENVIRONMENT},
@@ -128,12 +126,9 @@ def _report(options: argparse.Namespace, figures: dict[str, Any], text: str) -> 
 
 
 def _train(options: argparse.Namespace) -> int:
-    if options.memory_limit is not None and os.environ.get("OPENBLAS_NUM_THREADS") != "1":
-        from .trial import LEAN_ENVIRONMENT
-
-        # libraries read these when they are loaded, so this process starts over with them
-        arguments = [sys.executable, "-m", "sanderling", *sys.orig_argv[_own_arguments() :]]
-        os.execve(sys.executable, arguments, {**os.environ, **LEAN_ENVIRONMENT})
+    if options.memory_limit is not None:
+        # read by the libraries of matrix routines when numpy is first imported, which happens below
+        os.environ.update(LEAN_ENVIRONMENT)
     reserve = _COMMAND_RESERVE + 3 * options.data.stat().st_size
     with tempfile.TemporaryDirectory() as folder:
         plan = _make_plan(options, folder, reserve)
@@ -153,11 +148,6 @@ def _train(options: argparse.Namespace) -> int:
         lines.append(f"held out        {figures['validation_before']:.1%} -> {figures['validation_after']:.1%} correct")
     _report(options, figures, "\n".join([*lines, f"written         {options.out}"]))
     return 0
-
-
-def _own_arguments() -> int:
-    """Where the arguments of our command begin in those of the interpreter."""
-    return len(sys.orig_argv) - len(sys.argv) + 1
 
 
 def _run(options: argparse.Namespace, plan: TrainingPlan, training: Dataset, held_out: Dataset) -> dict[str, Any]:

@@ -17,6 +17,9 @@ from pathlib import Path
 from .errors import MemoryLimitError
 
 _STATUS = Path("/proc/self/status")
+#: Environment of a process that is to stay small: libraries of matrix routines reserve memory per thread, and read
+#: these when they are loaded.
+LEAN_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _UNITS = {
     "": 1, "B": 1,
     "KB": 1000, "MB": 1000**2, "GB": 1000**3,

@@ -15,11 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from .errors import ExecutionError, MemoryLimitError
-from .memory import peak_resident_bytes
+from .memory import LEAN_ENVIRONMENT, peak_resident_bytes
 from .plan import TrainingPlan, load_plan
 
-#: Libraries of matrix routines reserve memory per thread; training needs one thread of them at most.
-LEAN_ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _STEPS = 3
 _SECONDS = 600
 

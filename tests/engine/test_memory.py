@@ -21,7 +21,8 @@ from sanderling.engine import (
     resident_bytes,
 )
 from sanderling.engine.lifetimes import last_uses, peak
-from sanderling.engine.trial import LEAN_ENVIRONMENT, measure_peak
+from sanderling.engine.memory import LEAN_ENVIRONMENT
+from sanderling.engine.trial import measure_peak
 
 MIB = 2**20
 
