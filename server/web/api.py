@@ -24,7 +24,7 @@ from ..errors import NotFoundError, ServerError
 from ..service import Notes, Service
 from . import answers, views
 from .answers import Refusal, json
-from .history import first_accuracy, history
+from .history import Shared, first_accuracy, history
 from .live import MOST_VIEWERS, Live
 from .security import Guard
 
@@ -88,6 +88,7 @@ class _Web:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._live = Live(service)
+        self._shared = Shared(service)
 
     # ---- questions (plain functions: Starlette runs them in threads)
 
@@ -130,7 +131,7 @@ class _Web:
         return Response(data, headers=headers, media_type="application/octet-stream")
 
     def history(self, request: Request) -> Response:
-        return json(history(self._service, since=_number(request, "since"), points=_points(request)))
+        return json(self._shared.history(_number(request, "since"), _points(request)))
 
     def events(self, request: Request) -> Response:
         return json(self._service.events(_limit(request)))

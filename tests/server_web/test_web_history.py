@@ -9,7 +9,7 @@ import pytest
 from sanderling.server.errors import NotFoundError
 from sanderling.server.service import Service
 from sanderling.server.web import history as module
-from sanderling.server.web.history import FIELDS, history
+from sanderling.server.web.history import FIELDS, Shared, history
 from tests.support.web import add_device, add_report, add_reports
 
 
@@ -75,3 +75,22 @@ def test_rows_of_an_answer_are_bounded(service: Service, monkeypatch: pytest.Mon
         add_reports(service, [(f"d{n}", begin + 4 * step, {}) for step in range(100)])
     answer = history(service, points=1000)
     assert sum(map(len, answer["devices"].values())) <= 44
+
+
+def test_an_answer_that_took_long_is_shared(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def slow(_: Service, *, since: float, points: int) -> dict[str, float]:
+        asked.append(since)
+        time.sleep(0.05)
+        return {"asked": len(asked)}
+
+    monkeypatch.setattr(module, "history", slow)
+    shared = Shared(service)
+    assert [shared.history(0.0, 10)["asked"] for _ in range(5)] == [1] * 5
+    assert shared.history(7.0, 10)["asked"] == 2
+    time.sleep(0.4)
+    assert shared.history(0.0, 10)["asked"] == 3
+    for since in range(20):
+        shared.history(100.0 + since, 10)
+    assert len(shared._kept) == Shared.MOST
