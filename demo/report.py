@@ -72,7 +72,7 @@ def show(outcome: Outcome, console: Console) -> None:
         pad_edge=False, padding=(0, 1), expand=False,
     )  # fmt: skip
     table.add_column("device")
-    for heading in ("before", "after", "gain", "version", "answers", "training peak", "sent"):
+    for heading in ("before", "after", "gain", "version", "answers", "peak", "sent", "float32"):
         table.add_column(heading, justify="right")
     for device in outcome.devices:
         table.add_row(*_row(device))
@@ -89,8 +89,8 @@ def show(outcome: Outcome, console: Console) -> None:
     limit = totals["memory_limit"] / 2**20
     new = outcome.new_device
     for line in (
-        f"before: version 1, trained on four other people. training peak: the whole process, of {limit:.0f} MiB allowed.",
-        "sent: weight deltas as they went over the wire, of what they are as plain float32.",
+        f"before: version 1, made from four other people. peak: the whole training process, {limit:.0f} MiB allowed.",
+        "sent: weight deltas as they went over the wire; float32: what they would have been uncompressed.",
         f"{new.name} joined at the end and has learned nothing itself: what it gains, the fleet learned for it.",
     ):
         console.print(line, style="dim", highlight=False, soft_wrap=True)
@@ -110,7 +110,8 @@ def _row(device: DeviceResult) -> list[str | Text]:
         str(device.version),
         "fleet's" if device.serving == "fleet" else "its own",
         f"{device.training_peak / 2**20:.1f} MiB" if device.training_peak else "–",
-        f"{device.delta_bytes / 1e3:.1f} of {device.float32_bytes / 1e3:.0f} kB" if device.delta_bytes else "–",
+        f"{device.delta_bytes / 1e3:.1f} kB" if device.delta_bytes else "–",
+        f"{device.float32_bytes / 1e3:.0f} kB" if device.float32_bytes else "–",
     ]
 
 
