@@ -69,7 +69,7 @@ def show(outcome: Outcome, console: Console) -> None:
     """Print the table; it fits into 80 columns."""
     table = Table(
         title="Accuracy on windows that no device has learned from", title_justify="left", box=SIMPLE_HEAD,
-        pad_edge=False, padding=(0, 1), expand=False,
+        pad_edge=False, padding=(0, 0, 0, 1), expand=False,
     )  # fmt: skip
     table.add_column("device")
     for heading in ("before", "after", "gain", "version", "answers", "peak", "sent", "float32"):
