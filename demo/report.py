@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def _row(device: DeviceResult) -> list[str | Text]:
         _gain(device.accuracy_after - device.accuracy_before),
         str(device.version),
         "fleet's" if device.serving == "fleet" else "its own",
-        f"{device.training_peak / 2**20:.1f} MiB" if device.training_peak else "–",
+        f"{math.ceil(device.training_peak / 2**20)} MiB" if device.training_peak else "–",
         f"{device.delta_bytes / 1e3:.1f} kB" if device.delta_bytes else "–",
         f"{device.float32_bytes / 1e3:.0f} kB" if device.float32_bytes else "–",
     ]
