@@ -22,9 +22,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     most_devices: Annotated[Positive, Meta(description="devices that are remembered; more are not listened to")] = (
         100_000
     )
-    most_deltas_per_merge: Annotated[Positive, Meta(description="deltas in one merge; the rest waits for the next")] = (
-        4096
-    )
+    #: Its upper bound is what SQLite takes as parameters of one statement.
+    most_deltas_per_merge: Annotated[
+        int, Meta(ge=1, le=30_000, description="deltas in one merge; the rest waits for the next")
+    ] = 4096
     most_teachers: Annotated[
         Positive, Meta(description="device models in one distillation, those with most samples")
     ] = 64

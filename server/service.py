@@ -205,7 +205,8 @@ class Service:
                 )  # fmt: skip
                 ledger.add_release(db, row, actor=actor)
                 if source == "push":
-                    db.execute("DELETE FROM staged WHERE model = ?", [model])
+                    for name, sha in chosen.items():  # a file that was pushed meanwhile waits for the next release
+                        db.execute("DELETE FROM staged WHERE model = ? AND name = ? AND sha256 = ?", [model, name, sha])
         except CodecError as error:
             raise RequestError(f"{model} cannot be released: {error}") from error
         self.told("release", model)

@@ -13,7 +13,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from sanderling.codec import release as wire
+from sanderling.server import service as service_module
 from sanderling.server.errors import ConfigurationError, NotFoundError, RequestError
+from sanderling.server.inspection import Findings
+from sanderling.server.limits import Limits
 from sanderling.server.service import Service
 from sanderling.server.setup import initialize
 from tests.support.servers import small_model, windows
@@ -68,6 +71,19 @@ def test_unlabelled_proxy_is_taken(service: Service) -> None:
     service.put_file("wrist", "proxy.npz", npz(windows(10)[0]))
     assert asyncio.run(service.release("wrist")) == 1
     assert "proxy_accuracy" not in service.store.release("wrist", 1)["metrics"]
+
+
+def test_a_file_pushed_during_a_release_waits_for_the_next(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def slow_look(files: dict[str, Path], limits: Limits) -> Findings:
+        service.put_file("wrist", "model.onnx", b"second")
+        return Findings()
+
+    monkeypatch.setattr(service_module, "inspect", slow_look)
+    service.put_file("wrist", "model.onnx", b"first")
+    assert asyncio.run(service.release("wrist")) == 1
+    assert service.file("wrist", 1, "model.onnx") == b"first"
+    assert asyncio.run(service.release("wrist")) == 2
+    assert service.file("wrist", 2, "model.onnx") == b"second"
 
 
 @pytest.mark.parametrize(
