@@ -18,7 +18,7 @@ from .errors import ExecutionError, MemoryLimitError
 from .memory import LEAN_ENVIRONMENT, peak_resident_bytes
 from .plan import TrainingPlan, load_plan
 
-_STEPS = 3
+_STEPS = 6
 _SECONDS = 600
 
 
