@@ -18,6 +18,8 @@ from .slots import Installed, Slots
 from .versions import Personal, Versions
 
 log = logging.getLogger(__name__)
+#: Files that planning one release leaves: the plan, the weights, and the note that names both.
+_PLAN_FILES = 3
 
 
 class Choice:
@@ -26,6 +28,7 @@ class Choice:
     def __init__(self, settings: Settings, layout: Layout, ledger: Ledger) -> None:
         self._settings = settings
         self.ledger = ledger
+        self._plans = layout.plans
         self.slots = Slots(layout.slots)
         self.outbox = Outbox(ledger)
         self.versions = Versions(ledger, layout.personal)
@@ -102,3 +105,6 @@ class Choice:
         self.slots.prune(keep)
         if self.current is not None:
             self.versions.sweep(keep, self.current.digest)
+        plans = sorted(self._plans.iterdir(), key=lambda path: -path.stat().st_mtime)
+        for path in plans[_PLAN_FILES * (keep + 1) :]:
+            path.unlink(missing_ok=True)

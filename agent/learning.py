@@ -9,11 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
 
 from sanderling import __version__
+from sanderling.host.files import write_durably
 
 from . import children
 from .backoff import Backoff
@@ -148,14 +154,7 @@ class Learner:
 
     async def _plan_and_train(self, current: Installed) -> TrainDone | Failure:
         learn = self._settings.learn
-        planned = await children.run(
-            "planner",
-            PlanJob(
-                str(current.model), str(self._layout.plans), learn.memory_limit_bytes, learn.batch, learn.optimizer
-            ),
-            PlanDone,
-            LIMITS.planning_seconds,
-        )
+        planned = await self._plan(current)
         if isinstance(planned, Failure):
             return planned
         job = TrainJob(
@@ -177,4 +176,29 @@ class Learner:
             anchor_drop=learn.anchor_drop,
             quality=self._settings.sync.quality,
         )
-        return await children.run("trainer", job, TrainDone, LIMITS.training_seconds, self.running)
+        result = await children.run("trainer", job, TrainDone, LIMITS.training_seconds, self.running)
+        if isinstance(result, Failure):  # whatever it was, the next attempt looks at the plan anew
+            self._plan_note(current).unlink(missing_ok=True)
+        return result
+
+    def _plan_note(self, current: Installed) -> Path:
+        key = hashlib.sha256(self._key(current).encode()).hexdigest()[:32]
+        return self._layout.plans / f"{key}.json"
+
+    async def _plan(self, current: Installed) -> PlanDone | Failure:
+        """The plan for a release: from the note of an earlier planner, so that most runs start no planner at all."""
+        note = self._plan_note(current)
+        with contextlib.suppress(OSError, msgspec.DecodeError):
+            known = msgspec.json.decode(note.read_bytes(), type=PlanDone)
+            for path in (note, Path(known.plan), Path(known.weights)):
+                os.utime(path)  # in use: not swept away; raises when it is gone, and then planning is due
+            return known
+        learn = self._settings.learn
+        job = PlanJob(
+            str(current.model), str(self._layout.plans), learn.memory_limit_bytes, learn.batch, learn.optimizer
+        )
+        planned = await children.run("planner", job, PlanDone, LIMITS.planning_seconds)
+        if isinstance(planned, PlanDone):
+            with contextlib.suppress(OSError):  # only a short cut
+                write_durably(note, msgspec.json.encode(planned))
+        return planned

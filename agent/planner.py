@@ -16,7 +16,7 @@ import onnx
 
 from sanderling.engine import compile as compile_plan
 from sanderling.engine import load_plan, read_weights
-from sanderling.engine.errors import EngineError
+from sanderling.engine.errors import EngineError, PlanError
 from sanderling.host.files import write_durably
 
 from . import children
@@ -26,7 +26,7 @@ from .tensors import pack
 
 #: Bytes that the agent's trainer takes beyond what a plan is measured with: SQLite, the codec, one batch of samples,
 #: and (in multiples of the model file) copies of the weights while a delta is coded and two models are compared.
-RESERVE, RESERVE_MODELS = 14 * 2**20, 4
+RESERVE, RESERVE_MODELS = 8 * 2**20, 4
 _FORMAT = 1
 
 
@@ -39,7 +39,8 @@ def plan(job: PlanJob) -> PlanDone:
         weights = read_weights(data)
         key = structure(data, weights, job)
         path = directory / f"{key}.plan"
-        if not path.exists():
+        peak = _peak(path)
+        if peak == 0:
             made = compile_plan(
                 data,
                 loss="cross_entropy",
@@ -50,7 +51,7 @@ def plan(job: PlanJob) -> PlanDone:
             )
             with storage_errors("saving the training plan"):
                 made.save(path)
-        peak = load_plan(path).peak_bytes
+            peak = made.peak_bytes
     except StorageFullError as error:
         raise TrainingError(str(error)) from error
     except EngineError as error:
@@ -59,6 +60,14 @@ def plan(job: PlanJob) -> PlanDone:
     with storage_errors("saving the model's weights"):
         write_durably(values, pack(dict(weights)))
     return PlanDone(str(path), str(values), peak)
+
+
+def _peak(path: Path) -> int:
+    """The peak that an earlier planner predicted, 0 when there is no such plan or it is damaged."""
+    try:
+        return load_plan(path).peak_bytes if path.exists() else 0
+    except PlanError:
+        return 0
 
 
 def structure(data: bytes, weights: Collection[str], job: PlanJob) -> str:

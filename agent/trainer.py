@@ -21,7 +21,7 @@ import numpy as np
 from sanderling.codec import CodecError, accumulate, decode_delta, encode_delta
 from sanderling.codec.messages import Delta, decode
 from sanderling.engine import Trainer, load_plan
-from sanderling.engine.errors import DataError, EngineError, PlanError
+from sanderling.engine.errors import DataError, EngineError
 from sanderling.engine.memory import enforce_limit, peak_resident_bytes, trim
 from sanderling.host.files import write_durably
 
@@ -156,8 +156,8 @@ def train(job: TrainJob) -> TrainDone:
         if not verdict.send:
             onnx_path.unlink(missing_ok=True)
             weights_path.unlink(missing_ok=True)
-    except (DataError, PlanError) as error:
-        raise TrainingError(f"the stored samples or the plan do not fit the model: {error}", permanent=True) from error
+    except DataError as error:
+        raise TrainingError(f"the stored samples do not fit the model: {error}", permanent=True) from error
     except (EngineError, ServingError, StorageError, CodecError, OSError) as error:
         raise TrainingError(str(error)) from error
     seconds = time.perf_counter() - begin

@@ -192,6 +192,17 @@ def test_plan_is_found_again_for_other_weights(device: Device, tmp_path: Path) -
         np.testing.assert_array_equal(base[name], array)
 
 
+def test_damaged_plan_is_made_again(device: Device) -> None:
+    plan = Path(device.planned.plan)
+    plan.write_bytes(plan.read_bytes()[:1000])
+    failed = run("trainer", device.job(), TrainDone)
+    assert isinstance(failed, Failure)
+    assert not failed.permanent
+    again = run("planner", PlanJob(str(device.model), str(plan.parent), LIMIT, 16, "adam"), PlanDone)
+    assert again.plan == device.planned.plan
+    assert isinstance(run("trainer", device.job(), TrainDone), TrainDone)
+
+
 def test_limit_that_is_too_small_names_the_smallest(device: Device) -> None:
     job = PlanJob(str(device.model), str(device.layout.plans), 20 * 2**20, 16, "adam")
     found = run("planner", job, PlanDone)
