@@ -63,7 +63,7 @@ class Installation:
     def write_server(self) -> str:
         """Make the server's folder; returns the public key that devices have to trust."""
         sanderling("server", "init", str(self.server), "--fleet", FLEET)
-        configuration = {
+        configuration: dict[str, dict[str, Any]] = {
             "server": {"fleet": FLEET},
             "broker": {"port": self.broker_port},
             "web": {"port": self.web_port},
@@ -83,7 +83,7 @@ class Installation:
         """Make a device's folder; returns its configuration file."""
         folder = self.device(name)
         folder.mkdir()
-        configuration = {
+        configuration: dict[str, dict[str, Any]] = {
             "device": {"name": name, "fleet": FLEET, "state_directory": str(folder / "state")},
             "broker": {"port": self.broker_port},
             "release": {"trusted_keys": [trusted_key]},

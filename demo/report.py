@@ -163,7 +163,7 @@ def draw(outcome: Outcome, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    axes.legend(fontsize=8, framealpha=0.9, edgecolor="white", loc="lower right")
     figure.savefig(path)
     pyplot.close(figure)
 
