@@ -259,6 +259,52 @@ def test_receipts_not_the_broker_empty_the_outbox(agent: RunningAgent, server: S
     assert len(server.deltas) == 1
 
 
+def test_the_loop_on_mqtt_3_1_1(tmp_path: Path, plans: Path) -> None:
+    """The same protocol on a broker that knows no MQTT 5, killed in the middle of a download."""
+    with start_broker(tmp_path, "amqtt") as broker:
+        server = ServerSide(broker.port)
+        agent = RunningAgent(tmp_path / "a", broker.port, server.public, learn=LEARN)
+        agent.state.mkdir()
+        (agent.state / "plans").symlink_to(plans)
+        agent.start()
+        try:
+            server.release(1, {"model.onnx": MODELS[1]})
+            until(lambda: installed(agent, 1), 40)
+            x, y = motions(60, seed=27)
+            agent.teach(x, y)
+            server.release(2, {"model.onnx": MODELS[2], "anchor.npz": padding(400_000)})
+            broker.kill()
+            broker.start()  # with nothing retained: the server publishes again when it is back
+            until(lambda: installed(agent, 2), 60)
+            until(lambda: {base for base, _ in server.deltas} >= {2} and agent.status()["outbox"] == 0, 60)
+        finally:
+            agent.stop()
+            server.close()
+
+
+def test_killed_trainer_is_reported_and_run_again(
+    tmp_path: Path, broker: BrokerProcess, server: ServerSide, plans: Path
+) -> None:
+    agent = RunningAgent(tmp_path / "a", broker.port, server.public, learn={**LEARN, "epochs": 150})
+    agent.state.mkdir()
+    (agent.state / "plans").symlink_to(plans)
+    agent.start()
+    try:
+        server.release(1, {"model.onnx": MODELS[1]})
+        until(lambda: installed(agent, 1))
+        x, y = motions(60, seed=28)
+        agent.teach(x, y)
+        os.kill(until(lambda: child_or_none(agent, "trainer"), 30, "the trainer"), signal.SIGKILL)
+        assert agent.infer(x[:1])[0] == 200
+        until(lambda: ("training_failed", 1) in server.kinds())
+        [event] = [event for event in server.events.values() if event.kind == "training_failed"]
+        assert "SIGKILL" in event.reason
+        until(lambda: server.deltas, 60, "the run after it")
+        assert agent.status()["training_runs"] == 1
+    finally:
+        agent.stop()
+
+
 def test_worker_comes_and_goes(tmp_path: Path, broker: BrokerProcess, server: ServerSide) -> None:
     """Idle: it ends. A connection: it is back. Killed: waiting connections are answered by the next one."""
     agent = RunningAgent(
@@ -290,10 +336,14 @@ def answer(agent: RunningAgent, x: Any) -> int:
 
 
 def has_worker(agent: RunningAgent) -> bool:
+    return child_or_none(agent, "worker") > 0
+
+
+def child_or_none(agent: RunningAgent, module: str) -> int:
     try:
-        return bool(agent_child(agent, "worker"))
-    except AssertionError:
-        return False
+        return agent_child(agent, module)
+    except (AssertionError, OSError):  # none, or it ended while we looked
+        return 0
 
 
 def test_limit_too_small_turns_learning_off_with_the_remedy(
