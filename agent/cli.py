@@ -25,9 +25,7 @@ def register(subparsers: Any) -> None:
     _add(commands, "check", _check, "check the configuration, the state directory and the broker")
 
 
-def _add(
-    commands: Any, name: str, handler: Callable[[argparse.Namespace], int], text: str
-) -> argparse.ArgumentParser:
+def _add(commands: Any, name: str, handler: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.add_argument("--config", type=Path, default=Path("/etc/sanderling/agent.toml"), help="default: %(default)s")
     parser.set_defaults(handler=lambda options: _guarded(handler, options))

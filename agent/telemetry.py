@@ -17,9 +17,7 @@ from .gate import Evaluation, Score
 from .store import Store
 
 
-def report(
-    settings: Settings, boot: int, choice: Choice, store: Store, *, worker: int, trainer: int
-) -> Telemetry:
+def report(settings: Settings, boot: int, choice: Choice, store: Store, *, worker: int, trainer: int) -> Telemetry:
     """The figures of this moment. `worker` and `trainer` are process ids, 0 when they do not run."""
     ledger, serving = choice.ledger, choice.serving()
     counts, totals = store.counts(), choice.outbox.totals()

@@ -89,9 +89,7 @@ class Run:
         if not self.job.anchor:
             return Evaluation(before, after)
         anchor = read_anchor(Path(self.job.anchor))
-        return Evaluation(
-            before, after, anchor.accuracy(fleet_runtime).value, anchor.accuracy(personal_runtime).value
-        )
+        return Evaluation(before, after, anchor.accuracy(fleet_runtime).value, anchor.accuracy(personal_runtime).value)
 
     def commit(
         self, file: str, weights: Arrays, found: Evaluation, verdict: Verdict, samples: list[int], seen: int

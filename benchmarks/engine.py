@@ -122,7 +122,8 @@ def child(kind: str, name: str, path: str, steps: int) -> dict[str, float]:
 
     def step() -> None:
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(net(inputs), labels).backward()
+        loss = torch.nn.functional.cross_entropy(net(inputs), labels)
+        loss.backward()  # type: ignore[no-untyped-call]  # PyTorch leaves it untyped
         optimizer.step()
 
     return timed(step, steps)
@@ -147,7 +148,8 @@ def main() -> None:
     parser.add_argument("--child", nargs=3)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(child(*options.child, options.steps)))
+        kind, name, path = options.child
+        print(json.dumps(child(kind, name, path, options.steps)))
         return
     from sanderling.engine import compile
 
@@ -157,7 +159,7 @@ def main() -> None:
             path = str(Path(folder, name))
             free = compile(make(), batch=batch, trial=True)
             free.save(path)
-            case = {"batch": batch, "predicted_mib": round(free.peak_bytes / 2**20, 1)}
+            case: dict[str, Any] = {"batch": batch, "predicted_mib": round(free.peak_bytes / 2**20, 1)}
             case["ours"] = measure("ours", name, path, options.steps)
             case["pytorch"] = measure("pytorch", name, "", options.steps)
             limit = (free.peak_bytes + free.info.baseline_bytes) // 2

@@ -40,7 +40,7 @@ def test_documented_file_has_every_key_with_its_default() -> None:
         k: v for k, v in defaults.items() if k not in REQUIRED
     }
     text = (ROOT / "deploy/agent.toml").read_text()
-    for (_, key) in documented:
+    for _, key in documented:
         assert re.search(rf"^{key} = ", text, re.M), f"{key} is not in the documented file"
 
 

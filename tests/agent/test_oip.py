@@ -89,8 +89,11 @@ ENTRY = st.fixed_dictionaries(
 )
 
 
-@given(st.binary(max_size=100) | JSON.map(lambda v: json.dumps(v).encode()) | st.lists(ENTRY, max_size=2).map(
-    lambda entries: json.dumps({"inputs": entries}).encode()))
+@given(
+    st.binary(max_size=100)
+    | JSON.map(lambda v: json.dumps(v).encode())
+    | st.lists(ENTRY, max_size=2).map(lambda entries: json.dumps({"inputs": entries}).encode())
+)
 def test_any_body_gives_arrays_or_a_4xx(data: bytes) -> None:
     for kind in (np.float32, np.int8, np.bool_):
         try:

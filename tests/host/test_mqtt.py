@@ -83,7 +83,9 @@ def test_last_will_is_retained(kind: str, tmp_path: Path) -> None:
             await peer.until(True)
         client = doomed.connection._client
         assert client is not None
-        client.socket().close()  # what a crash looks like to the broker
+        broken = client.socket()
+        assert broken is not None
+        broken.close()  # what a crash looks like to the broker
         assert await watcher.next() == ("w", b"gone")
         await doomed.connection.stop()
         await watcher.connection.stop()

@@ -116,7 +116,8 @@ def assert_books_balance(directory: Path) -> None:
 
 
 def test_demo_survives_kills_of_agents_server_and_broker(short_directory: Path) -> None:
-    directory, killed, stop = short_directory / "demo", [], threading.Event()
+    directory, stop = short_directory / "demo", threading.Event()
+    killed: list[str] = []
     killer = threading.Thread(target=assassin, args=(directory, stop, killed))
     killer.start()
     try:
