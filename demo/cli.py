@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -29,6 +30,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(options: argparse.Namespace) -> int:
     """Tell the story; 1 if it could not be told to its end."""
+    # whoever ends the demo politely ends its processes with it
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _run(options)
     except ImportError as error:

@@ -23,7 +23,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out)]
     subprocess.run([*build, "--sdist", str(ROOT)], check=True, capture_output=True)
     with tarfile.open(next(out.glob("*.tar.gz"))) as archive:
-        archive.extractall(out / "sdist", filter="data")
+        # by attribute, since the argument is newer than the Python 3.11 of Debian 12
+        archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _path: member)
+        archive.extractall(out / "sdist")
     subprocess.run([*build, "--wheel", str(next((out / "sdist").iterdir()))], check=True, capture_output=True)
     return next(out.glob("*.whl"))
 

@@ -144,12 +144,13 @@ def test_demo_on_the_embedded_broker(short_directory: Path) -> None:
 
 
 def test_live_demo_keeps_running_and_serves_the_page(short_directory: Path) -> None:
-    """`--live`: the address that is printed first answers while the story is told, and Ctrl-C ends everything."""
+    """`--live`: the address that is printed first answers while the story is told, and SIGTERM ends everything."""
     directory = short_directory / "demo"
     command = [sys.executable, "-u", "-m", "sanderling", "demo", "--live", "--directory", str(directory)]
     process = subprocess.Popen(
         [*command, "--picture", str(short_directory / "d.png")], stdout=subprocess.PIPE, text=True, cwd=short_directory
     )
+    pids: list[int] = []
     try:
         assert process.stdout is not None
         first = process.stdout.readline()
@@ -166,7 +167,11 @@ def test_live_demo_keeps_running_and_serves_the_page(short_directory: Path) -> N
         pids = [int(path.read_text()) for path in (directory / "processes").glob("*.pid")]
         assert pids
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
+        assert process.stdout is not None
+        told = process.stdout.read()
+        process.stdout.close()
         process.wait(60)
+    assert "ended" in told
     time.sleep(0.5)
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
