@@ -7,6 +7,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
 
 from .wearer import Wearer
 
@@ -38,8 +39,8 @@ class Screen:
 
     def say(self, text: str) -> None:
         """A line with the seconds that have passed."""
-        self._console.print(f"[dim]{time.monotonic() - self._began:4.0f} s[/dim]  ", end="")
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        line = Text.assemble((f"{time.monotonic() - self._began:4.0f} s  ", "dim"), text)
+        self._console.print(line, soft_wrap=True)
 
     def progress(self, wearers: list[Wearer]) -> None:
         """Move the bars."""

@@ -137,7 +137,7 @@ class Story:
         self.teller.say(f"five devices run version 1: {mean:.1f} % right on windows of people it has never seen")
 
     def _live_and_learn(self) -> None:
-        self.teller.say("they live: predict, hear what was right, learn, send deltas; the server merges and releases …")
+        self.teller.say("they predict, hear what was right, learn, and send deltas; the server merges and releases …")
         for wearer in self.wearers:
             wearer.live(STREAM_SECONDS)
         try:
@@ -178,7 +178,7 @@ class Story:
         version = self.fleet.current_version()
         if version > self.releases[-1][1]:
             self.releases.append((time.monotonic() - self.began, version))
-            self.teller.say(f"version {version} released: what the devices learned, merged, distilled and signed")
+            self.teller.say(f"version {version} released: what the devices learned, merged, distilled, signed")
         if version < 1 + MERGES or any(w.streamed < len(w.person.seen) for w in self.wearers):
             return False
         reports = [self._application(w.name).status() for w in self.wearers]
