@@ -148,7 +148,12 @@ class Connection:
         """Connect and stay until the connection ends; "" if there was one, else why there was none."""
         loop = asyncio.get_running_loop()
         self._answered, self._lost = loop.create_future(), loop.create_future()
-        client = self._client = self._new_client(loop)
+        try:
+            client = self._new_client(loop)
+        except (OSError, ValueError) as error:  # only the certificates are read here; they may be put right meanwhile
+            reason = getattr(error, "strerror", None) or error
+            return f"ca_file {self.address.ca_file} cannot be used ({reason}); name a readable PEM file of certificates"
+        self._client = client
         try:
             properties = _connect_properties() if self.protocol == MQTTProtocolVersion.MQTTv5 else None
             await asyncio.to_thread(
