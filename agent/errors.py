@@ -60,6 +60,9 @@ class RequestError(AgentError):
         self.status = status
 
 
+_LOOK = "look at the state directory's disk and permissions"
+_DAMAGED = "the file is damaged: restore it, or move the state directory away to start afresh"
+_DIRECTORY = "set device.state_directory to a directory of the agent's own"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -69,13 +72,17 @@ def storage_errors(what: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_FULL:
             raise StorageFullError(_full(what)) from error
-        raise StorageError(f"{what} failed: {error}; look at the state directory's disk and permissions") from error
+        remedy = _DAMAGED if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT) else _LOOK
+        raise StorageError(f"{what} failed: {error}; {remedy}") from error
     except OSError as error:
         if error.errno in _FULL:
             raise StorageFullError(_full(what)) from error
-        raise StorageError(f"{what} failed: {error}; look at the state directory's disk and permissions") from error
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            raise StorageError(f"{what} failed: {error.filename} is a file; {_DIRECTORY}") from error
+        raise StorageError(f"{what} failed: {error}; {_LOOK}") from error
 
 
 def _full(what: str) -> str:

@@ -164,7 +164,7 @@ class Connection:
                 refusal = await self._answered
             if refusal:
                 self._other_protocol(refusal)
-                return f"{self.address} refused the connection: {refusal}"
+                return f"{self.address} refused the connection: {refusal}{_remedy(refusal)}"
             if self._filters:
                 await self._acknowledged(*client.subscribe([(f, 1) for f in self._filters]), self._patience)
             self.connected, self._patience = True, FIRST_PATIENCE
@@ -271,6 +271,14 @@ class Connection:
 def _settle(future: asyncio.Future[str], value: str) -> None:
     if not future.done():
         future.set_result(value)
+
+
+def _remedy(refusal: str) -> str:
+    """What to do about a refusal whose own words (MQTT 5 and 3.1.1) leave it open."""
+    words = refusal.lower()
+    if "authori" in words or "user name" in words or "password" in words:
+        return " (set broker.username and broker.password to what the broker knows)"
+    return ""
 
 
 def _connect_properties() -> Properties:
