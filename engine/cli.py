@@ -34,13 +34,32 @@ def _size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _check_target(option: str, path: Path | None) -> None:
+    """Raises EngineError if `path` could not be written in the end: before the work, not after it."""
+    if path is None or str(path) == "-":
+        return
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise EngineError(f"{option} {path}: is a directory; name a file")
+    if not folder.is_dir():
+        raise EngineError(f"{option} {path}: there is no directory {folder}; make it, or choose another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise EngineError(f"{option} {path}: {folder} is not writable for this user; choose another place")
+
+
 def register(subparsers: Subparsers) -> None:
     """Add the commands of this package."""
     train = subparsers.add_parser("train", help="fine-tune an ONNX model inside a memory limit")
     _planning(train)
     train.add_argument("--data", required=True, type=Path, help=".npz file: y, and x or one array per model input")
     train.add_argument("--out", required=True, type=Path, help="where to write the fine-tuned model")
-    train.add_argument("--epochs", type=int, default=5)
+    train.add_argument("--epochs", type=_count, default=5)
     train.add_argument("--learning-rate", type=float, default=1e-3)
     train.add_argument("--validation", type=float, default=0.0, metavar="FRACTION", help="share held out")
     train.add_argument("--seed", type=int, default=0)
@@ -54,11 +73,11 @@ def register(subparsers: Subparsers) -> None:
 def _planning(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="an ONNX inference model")
     parser.add_argument("--memory-limit", type=_size, metavar="SIZE", help="whole process, as in 128MiB")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=_count, default=16)
     parser.add_argument("--optimizer", default="adam", choices=("adam", "sgd"))
     parser.add_argument("--loss", default="cross_entropy", choices=("cross_entropy", "mse"))
     parser.add_argument("--trainable", default="all", help='"all", "last", "bias", or name patterns with commas')
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=_count, default=1)
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures as JSON ('-': print them)")
 
 
@@ -67,10 +86,13 @@ def _guarded(handler: Any) -> Any:
         try:
             status: int = handler(options)
             return status
-        except (EngineError, OSError, MemoryError) as error:
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            text = f"{where}{error.strerror or error}; check path, permissions and free space"
+        except (EngineError, MemoryError) as error:
             text = str(error) or "memory ran out; allow more with --memory-limit"
-            print(f"sanderling {options.command}: {text}", file=sys.stderr)
-            return 1
+        print(f"sanderling {options.command}: {text}", file=sys.stderr)
+        return 1
 
     return run
 
@@ -100,6 +122,8 @@ def _make_plan(options: argparse.Namespace, folder: str, reserve: int) -> Traini
 
 
 def _plan(options: argparse.Namespace) -> int:
+    _check_target("--save", options.save)
+    _check_target("--json", options.json)
     with tempfile.TemporaryDirectory() as folder:
         plan = _make_plan(options, folder, 0)
         if options.save is not None:
@@ -126,6 +150,8 @@ def _report(options: argparse.Namespace, figures: dict[str, Any], text: str) -> 
 
 
 def _train(options: argparse.Namespace) -> int:
+    _check_target("--out", options.out)
+    _check_target("--json", options.json)
     if options.memory_limit is not None:
         # read by the libraries of matrix routines when numpy is first imported, which happens below
         os.environ.update(LEAN_ENVIRONMENT)

@@ -12,6 +12,9 @@ import numpy as np
 from .errors import DataError
 from .graph import Array
 
+#: How a file of numpy.save begins: one array, where an archive of several is needed.
+_ARRAY = b"\x93NUMPY"
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
@@ -52,9 +55,10 @@ class Dataset:
 def load_dataset(path: str | Path, input_names: list[str] | None = None) -> Dataset:
     """Read and check a data set; `input_names` are those of the model. Raises DataError."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
+        with Path(path).open("rb") as file:  # numpy would give the array itself, which is no context manager
+            if file.read(len(_ARRAY)) == _ARRAY:
                 raise DataError(f"{path}: holds one bare array; save it with numpy.savez(path, x=..., y=...)")
+        with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except DataError:
         raise
