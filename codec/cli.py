@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import tempfile
@@ -61,7 +62,10 @@ def _do_pack(file: Path, output: Path | None, force: bool) -> str:
 def _do_unpack(file: Path, output: Path | None, force: bool) -> str:
     from .pack import unpack_file
 
-    name, data = unpack_file(file.read_bytes())
+    try:
+        name, data = unpack_file(file.read_bytes())
+    except CodecError as error:
+        raise CodecError(f"{file}: {error}; give what `sanderling pack` wrote, whole") from error
     target = output or file.with_name(name)
     _write(target, data, force)
     return f"{file}: unpacked into {target}: {len(data):,} bytes"
@@ -75,7 +79,7 @@ def _report(command: str, work: Callable[[], str]) -> int:
     except FileExistsError as error:
         return _failed(command, f"{error.filename} exists: choose another with -o, or overwrite it with --force")
     except OSError as error:
-        return _failed(command, f"{error.filename}: {error.strerror}")
+        return _failed(command, f"{error.filename or 'writing'}: {error.strerror}; name a file, and a place with room")
     except CodecError as error:
         return _failed(command, str(error))
     return 0
@@ -88,8 +92,10 @@ def _failed(command: str, reason: str) -> int:
 
 def _write(target: Path, data: bytes, force: bool) -> None:
     """Whole or not at all: a reader never sees half a file, and a full disk leaves the old one."""
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder", str(target.parent))
     if target.exists() and not force:
-        raise FileExistsError(17, "exists", str(target))
+        raise FileExistsError(errno.EEXIST, "exists", str(target))
     handle, name = tempfile.mkstemp(prefix=f".{target.name[:100]}.", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -62,8 +62,14 @@ def load_dataset(path: str | Path, input_names: list[str] | None = None) -> Data
             arrays = {name: archive[name] for name in archive.files}
     except DataError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError, NotImplementedError) as error:
-        raise DataError(f"{path}: is not a readable .npz file of plain arrays ({error})") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+    except (ValueError, EOFError, zipfile.BadZipFile, KeyError, NotImplementedError) as error:
+        # numpy's own text would recommend to load pickles, which run whatever their author wrote
+        raise DataError(
+            f"{path}: is not a readable .npz file of plain arrays; save it with numpy.savez(path, x=..., y=...), "
+            "numbers only"
+        ) from error
     if "y" not in arrays:
         raise DataError(f"{path}: has no array 'y' with the labels; it has {', '.join(arrays) or 'nothing'}")
     targets = arrays.pop("y")

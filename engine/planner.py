@@ -142,7 +142,10 @@ class _Planner:
         self.static = onnxio.static_batch(self.proto)
         names = weight_names(self.proto)
         if not names:
-            raise ModelError(f"{self.name}: has no weights that could be trained")
+            raise ModelError(
+                f"{self.name}: has no weights that could be trained: float32 initializers or Constant nodes; "
+                "export the model with its weights in the file"
+            )
         self._candidates = frozenset(names)
         graph, _ = self.graph(self.static or 1)
         self.weights = [n for n in names if n in graph.constants]
