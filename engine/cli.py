@@ -40,6 +40,17 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _sizes(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, numbers = text.rpartition("=")
+    try:
+        sizes = tuple(int(number) for number in numbers.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an input's sizes: write them as in x=3,48,192")
+    return name or "x", sizes
+
+
 def _check_target(option: str, path: Path | None) -> None:
     """Raises EngineError if `path` could not be written in the end: before the work, not after it."""
     if path is None or str(path) == "-":
@@ -66,6 +77,10 @@ def register(subparsers: Subparsers) -> None:
     train.set_defaults(handler=_guarded(_train))
     plan = subparsers.add_parser("plan", help="show how training fits into a memory limit")
     _planning(plan)
+    plan.add_argument(
+        "--sizes", type=_sizes, action="append", default=[], metavar="INPUT=SIZES",
+        help="of a sample, where the model leaves them free: x=3,48,192",
+    )  # fmt: skip
     plan.add_argument("--save", type=Path, metavar="PATH", help="also write the plan as a file")
     plan.set_defaults(handler=_guarded(_plan))
 
@@ -108,14 +123,16 @@ def plan_in_child(path: Path, **choices: Any) -> None:
         raise EngineError(text if done.returncode == 1 else f"planning failed: {text.splitlines()[-1:]}")
 
 
-def _make_plan(options: argparse.Namespace, folder: str, reserve: int) -> TrainingPlan:
+def _make_plan(
+    options: argparse.Namespace, folder: str, reserve: int, sizes: dict[str, tuple[int, ...]]
+) -> TrainingPlan:
     from .plan import load_plan
 
     special = ("all", "last", "bias")
     path = Path(folder, "plan")
     plan_in_child(
         path, model=str(options.model), loss=options.loss, batch=options.batch, memory_limit=options.memory_limit,
-        optimizer=options.optimizer, threads=options.threads, reserve=reserve,
+        optimizer=options.optimizer, threads=options.threads, reserve=reserve, sizes=sizes,
         trainable=options.trainable if options.trainable in special else options.trainable.split(","),
     )  # fmt: skip
     return load_plan(path)
@@ -125,7 +142,7 @@ def _plan(options: argparse.Namespace) -> int:
     _check_target("--save", options.save)
     _check_target("--json", options.json)
     with tempfile.TemporaryDirectory() as folder:
-        plan = _make_plan(options, folder, 0)
+        plan = _make_plan(options, folder, 0, dict(options.sizes))
         if options.save is not None:
             plan.save(options.save)
     figures = {
@@ -155,10 +172,11 @@ def _train(options: argparse.Namespace) -> int:
     if options.memory_limit is not None:
         # read by the libraries of matrix routines when numpy is first imported, which happens below
         os.environ.update(LEAN_ENVIRONMENT)
+    from .data import load_dataset, sample_sizes
+
     reserve = _COMMAND_RESERVE + 3 * options.data.stat().st_size
     with tempfile.TemporaryDirectory() as folder:
-        plan = _make_plan(options, folder, reserve)
-    from .data import load_dataset
+        plan = _make_plan(options, folder, reserve, sample_sizes(options.data))
 
     data = load_dataset(options.data, [t.name for t in plan.info.inputs])
     training, held_out = data.split(options.validation, options.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,6 +51,18 @@ class Dataset:
         order = rng.permutation(len(self))
         for start in range(0, len(order), size):
             yield self.take(order[start : start + size])
+
+
+def sample_sizes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """{name: sizes of one sample} of the arrays in an .npz file, from its headers; {} for unreadable files."""
+    sizes: dict[str, tuple[int, ...]] = {}
+    with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                sizes[member.removesuffix(".npy")] = read(file)[0][1:]
+    return sizes
 
 
 def load_dataset(path: str | Path, input_names: list[str] | None = None) -> Dataset:

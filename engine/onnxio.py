@@ -8,7 +8,7 @@ constants and shapes alone, until every tensor has a type. Planning only: this i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,15 @@ def static_batch(proto: onnx.ModelProto) -> int | None:
     return None
 
 
+def fix_sizes(proto: onnx.ModelProto, sizes: Mapping[str, Sequence[int]]) -> None:
+    """Fix the free dimensions after the first of each named input to a sample's sizes; "x" may name an only input."""
+    for value in proto.graph.input:
+        known = sizes.get(value.name, sizes.get("x", ()) if len(proto.graph.input) == 1 else ())
+        for dimension, size in zip(value.type.tensor_type.shape.dim[1:], known, strict=False):
+            if not dimension.HasField("dim_value") or dimension.dim_value <= 0:
+                dimension.dim_value = size
+
+
 def _fix_batch(proto: onnx.ModelProto, batch: int, name: str) -> None:
     for value in proto.graph.input:
         dims = value.type.tensor_type.shape.dim
@@ -146,8 +155,8 @@ def _fix_batch(proto: onnx.ModelProto, batch: int, name: str) -> None:
         for axis, dimension in enumerate(dims[1:], 1):
             if not dimension.HasField("dim_value") or dimension.dim_value <= 0:
                 raise ModelError(
-                    f"{name}: dimension {axis} of input {value.name!r} is not fixed; only the first (the batch) "
-                    "may be free: export the model with a fixed size"
+                    f"{name}: dimension {axis} of input {value.name!r} is not fixed, and training needs to know it: "
+                    "give the sizes of a sample (`sizes`), or export the model with a fixed size"
                 )
     del proto.graph.value_info[:]
     for value in proto.graph.output:

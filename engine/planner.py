@@ -66,10 +66,12 @@ def compile(
     threads: int = 1,
     reserve: int = 0,
     trial: bool | None = None,
+    sizes: Mapping[str, Sequence[int]] | None = None,
 ) -> TrainingPlan:
     """Plan the training of an ONNX inference model.
 
-    `model`: path or bytes; the first dimension of every input is the batch, the others are fixed.
+    `model`: path or bytes; the first dimension of every input is the batch, the others are fixed, or fixed here by
+    `sizes`, {input name: sizes of a sample without the batch}; the exported model keeps them free.
     `loss`: "cross_entropy" (targets int64 [N]), "mse" (targets float32 like the output), "distillation" (targets
     {"labels": int64 [N], "teacher": float32 logits [N, C]}; `loss_options`: temperature=2.0, hard_weight=0.5).
     `memory_limit`: most resident bytes of the process that trains, everything included; None for no limit.
@@ -85,7 +87,7 @@ def compile(
         raise EngineError(f'precision={precision!r}: this version trains in float32; use "auto" or "float32"')
     if batch < 1 or threads < 1 or (micro_batch is not None and not 1 <= micro_batch <= batch):
         raise EngineError("batch and threads must be at least 1, and micro_batch between 1 and batch")
-    planner = _Planner(model, loss, dict(loss_options or {}), batch, optimizer, trainable, output, threads)
+    planner = _Planner(model, loss, dict(loss_options or {}), batch, optimizer, trainable, output, threads, sizes or {})
     ways = planner.ways(micro_batch, segments)
     measure = memory_limit is not None if trial is None else trial
     return _choose(planner, ways, memory_limit, reserve, measure)
@@ -130,7 +132,7 @@ class _Planner:
 
     def __init__(
         self, model: str | Path | bytes, loss: str, options: dict[str, float], batch: int, optimizer: str,
-        trainable: str | Sequence[str], output: str | None, threads: int,
+        trainable: str | Sequence[str], output: str | None, threads: int, sizes: Mapping[str, Sequence[int]],
     ) -> None:  # fmt: skip
         proto, self.name = onnxio.load_model(model)
         self.proto = onnxio.normalize(proto, self.name)
@@ -138,7 +140,8 @@ class _Planner:
         self.batch, self.optimizer, self.threads, self.output = batch, optimizer, threads, output
         self.block = block_size()
         self.state_rows = check_optimizer(optimizer)
-        self.data = self.proto.SerializeToString()
+        self.data = self.proto.SerializeToString()  # what the export starts from, its free sizes still free
+        onnxio.fix_sizes(self.proto, sizes)
         self.static = onnxio.static_batch(self.proto)
         names = weight_names(self.proto)
         if not names:
