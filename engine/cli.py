@@ -91,6 +91,7 @@ def _planning(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=_count, default=16)
     parser.add_argument("--optimizer", default="adam", choices=("adam", "sgd"))
     parser.add_argument("--loss", default="cross_entropy", choices=("cross_entropy", "mse"))
+    parser.add_argument("--output", metavar="NAME", help="which output of the model the loss reads (the first)")
     parser.add_argument("--trainable", default="all", help='"all", "last", "bias", or name patterns with commas')
     parser.add_argument("--threads", type=_count, default=1)
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures as JSON ('-': print them)")
@@ -133,6 +134,7 @@ def _make_plan(
     plan_in_child(
         path, model=str(options.model), loss=options.loss, batch=options.batch, memory_limit=options.memory_limit,
         optimizer=options.optimizer, threads=options.threads, reserve=reserve, sizes=sizes,
+        output=options.output,
         trainable=options.trainable if options.trainable in special else options.trainable.split(","),
     )  # fmt: skip
     return load_plan(path)

@@ -65,6 +65,21 @@ def differentiate(
     return {tensor: name for tensor in wanted if (name := collect(tensor)) is not None}
 
 
+def check_complete(graph: Graph) -> None:
+    """Raise UnsupportedOperatorError for an operator without rules that holds matrices: "all" would leave them out."""
+    for node in graph.nodes:
+        if node.op in RULES or node.op in STOPS:
+            continue
+        for name in node.inputs:
+            kind = graph.types[name] if name in graph.constants else None
+            if kind is not None and kind.floating and len(kind.shape) > 1 and kind.size > 1:
+                raise UnsupportedOperatorError(
+                    node.op, node.name, graph.source,
+                    f"it has no gradient rule, and {name!r} may be its weights; to leave it as it is, name the weights "
+                    'to train (`trainable`: "last", "bias" or patterns)',
+                )  # fmt: skip
+
+
 def check_supported(graph: Graph, wanted: Collection[str]) -> None:
     """Raise UnsupportedOperatorError for the first operator on a gradient's way that has no rule."""
     needed = dependents(graph, graph.nodes, wanted)

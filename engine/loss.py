@@ -22,6 +22,8 @@ LABELS = "sanderling.labels"
 TARGETS = "sanderling.targets"
 TEACHER = "sanderling.teacher"
 LOSS = "sanderling.loss"
+#: What may stand between a softmax and the output; Dropout does nothing in an inference graph.
+_SEEN_THROUGH = ("Identity", "Cast", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
 class _Writer:
@@ -65,12 +67,27 @@ def _per_sample(w: _Writer, values: str, shape: tuple[int, ...], mean_over: int)
     return w.op("Mul", (batch,), values, w.scalar(1 / mean_over)) if mean_over != 1 else values
 
 
-def _logits(graph: Graph, output: str) -> str:
-    """The output, or what a final softmax over the classes is applied to."""
-    producer = next((n for n in graph.nodes if output in n.outputs), None)
-    rank = len(graph.types[output].shape)
-    if producer is not None and producer.op == "Softmax" and producer.attributes.get("axis", -1) in (-1, rank - 1):
-        return producer.inputs[0]
+def _logits(w: _Writer, output: str) -> str:
+    """The output, or what a final softmax over the classes is applied to, in the output's shape.
+
+    Nodes behind the softmax that keep values and classes are seen through: exporters and the conversion of old
+    opsets leave an Identity or a Reshape there, and a softmax of a softmax would hardly learn.
+    """
+    shape = w.graph.types[output].shape
+    producers = {o: n for n in (*w.graph.nodes, *w.builder.nodes) for o in n.outputs}
+    name = output
+    while (node := producers.get(name)) is not None:
+        given = w.graph.types[node.inputs[0]]
+        rank = len(given.shape)
+        if not rank or not shape or given.shape[-1] != shape[-1]:
+            break
+        if node.op == "Softmax" and node.attributes.get("axis", -1) in (-1, rank - 1) and given.dtype == "float32":
+            if given.shape == shape:
+                return node.inputs[0]
+            return w.op("Reshape", shape, node.inputs[0], w.ints(*shape))
+        if node.op not in _SEEN_THROUGH:
+            break
+        name = node.inputs[0]
     return output
 
 
@@ -94,7 +111,7 @@ def _hard(w: _Writer, log_probabilities: str, shape: tuple[int, ...]) -> str:
 
 
 def _cross_entropy(w: _Writer, output: str, options: dict[str, float]) -> str:
-    logits = _logits(w.graph, output)
+    logits = _logits(w, output)
     shape = _classes(w.graph, logits, "cross_entropy")
     return _hard(w, w.op("LogSoftmax", shape, logits, axis=-1), shape)
 
@@ -109,7 +126,7 @@ def _mse(w: _Writer, output: str, options: dict[str, float]) -> str:
 
 def _distillation(w: _Writer, output: str, options: dict[str, float]) -> str:
     temperature, hard_weight = options["temperature"], options["hard_weight"]
-    logits = _logits(w.graph, output)
+    logits = _logits(w, output)
     shape = _classes(w.graph, logits, "distillation")
     inverse = w.scalar(1 / temperature)
     teacher = w.op("Mul", shape, w.input(TEACHER, TensorType("float32", shape)), inverse)
@@ -155,7 +172,16 @@ def attach_loss(graph: Graph, loss: str, options: dict[str, float], output: str 
     if batch != graph.types[graph.inputs[0]].shape[0]:
         raise ModelError(f"{graph.source}: the first dimension of output {chosen!r} is not the batch")
     writer = _Writer(graph)
-    per_sample = LOSSES[loss][0](writer, chosen, options)
+    read, kind = chosen, graph.types[chosen]
+    if not kind.floating:
+        others = [o for o in graph.outputs if graph.types[o].floating]
+        raise ModelError(
+            f"{graph.source}: output {chosen!r} is {kind.dtype}, and only real numbers can be trained; "
+            + (f"choose another output ({', '.join(others)})" if others else "export the model before this conversion")
+        )
+    if kind.dtype != "float32":  # losses are computed in float32
+        read = writer.op("Cast", kind.shape, chosen, to=1)
+    per_sample = LOSSES[loss][0](writer, read, options)
     weight = writer.input(SAMPLE_WEIGHT, TensorType("float32", (batch,)))
     weighted = writer.op("Mul", (batch,), per_sample, weight)
     total = writer.op("ReduceSum", (), weighted, writer.ints(0), keepdims=0)

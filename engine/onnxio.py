@@ -23,6 +23,8 @@ from .graph import Array, Graph, Node, TensorType
 OPSET = 18
 #: The newest opset that the oldest supported runtime (1.20) reads.
 NEWEST_OPSET = 21
+#: The newest opset known to differ from that only in operators and element types that were added.
+RELABELLED_OPSET = 24
 IR_VERSION = 9
 _CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap"}
 _FOLD_LIMIT = 64 * 2**20  # bytes of one folded value: folding must not blow a model up
@@ -64,7 +66,7 @@ def normalize(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
                 f"{name}: cannot be brought from opset {version} to {OPSET} ({error}); export it at opset {OPSET}"
             ) from error
     elif version > NEWEST_OPSET:
-        raise ModelError(f"{name}: opset {version} is newer than {NEWEST_OPSET}; export it at {NEWEST_OPSET}")
+        proto = _relabelled(proto, version, name)
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     del result.graph.node[:]
@@ -85,6 +87,30 @@ def normalize(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
     del result.graph.input[:]
     result.graph.input.extend(inputs)
     result.ir_version = min(max(result.ir_version, 8), IR_VERSION)
+    return result
+
+
+def _relabelled(proto: onnx.ModelProto, version: int, name: str) -> onnx.ModelProto:
+    """A newer model as one of `NEWEST_OPSET`, which it is if that version has its operators and attributes.
+
+    Up to `RELABELLED_OPSET`, operators that existed before only gained element types. Raises ModelError.
+    """
+    for node in proto.graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        known: set[str] = set()
+        if version <= RELABELLED_OPSET and onnx.defs.has(node.op_type, NEWEST_OPSET):
+            known = set(onnx.defs.get_schema(node.op_type, NEWEST_OPSET).attributes) | {""}
+        if not known or not known.issuperset(a.name for a in node.attribute):
+            raise ModelError(
+                f"{name}: opset {version} is newer than {NEWEST_OPSET}, and operator {node.op_type} (node "
+                f"{node.name!r}) may mean something else there; export the model at opset {NEWEST_OPSET}"
+            )
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    for imported in result.opset_import:
+        if imported.domain in ("", "ai.onnx"):
+            imported.version = NEWEST_OPSET
     return result
 
 

@@ -7,13 +7,13 @@ from .rules import RULES, STOPS
 _HEAD = """# Operators that can be trained through
 
 Generated from the rule tables by `python -m sanderling.engine.operators`; a test compares this page with them. Models
-of opset 7 to 21 are read; those below 18 are converted first. An operator that is in neither table stops planning
-with an error that names the operator, its node and the model.
+of opset 7 to 24 are read; those below 18 are converted first, and those above 21 may use only what 21 has as well. An
+operator that is in neither table stops planning with an error that names the operator, its node and the model.
 
 Gradients flow to the inputs named in the table; the other inputs (axes, shapes, indices, frozen statistics) count as
-constants and must be known when the plan is made, except the indices of Gather. Limits: Pad only with constants;
-BatchNormalization and Dropout as in inference (statistics frozen); ConvTranspose without output_padding, and its
-filter only with one group. Control flow (If, Loop, Scan) is refused.
+constants and must be known when the plan is made, except the indices of Gather. Limits: BatchNormalization and Dropout
+as in inference (statistics frozen); ConvTranspose with explicit pads; Pad by reflection or repetition only outwards.
+Control flow (If, Loop, Scan) is refused.
 
 | Operator | Gradient to inputs | Family |
 |---|---|---|

@@ -17,7 +17,7 @@ import numpy as np
 
 from . import onnxio
 from .blocked import DOMAIN, block_size, probe_model
-from .differentiate import check_supported
+from .differentiate import check_complete, check_supported
 from .errors import EngineError, MemoryLimitError, ModelError
 from .graph import Builder, Graph
 from .lifetimes import last_uses
@@ -155,6 +155,8 @@ class _Planner:
         shapes = {n: graph.types[n].shape for n in self.weights}
         self.trainable = choose_trainable(trainable, self.weights, shapes, _last_weights(graph, self.weights))
         check_supported(graph, self.trainable)
+        if trainable == "all":
+            check_complete(graph)
         self.steps = lru_cache(maxsize=64)(self._steps)
 
     @property

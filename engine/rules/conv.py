@@ -132,8 +132,8 @@ def _(s: Site) -> str:
 def _(s: Site) -> str:
     w = _transposed_windows(s)
     return s.op(
-        "Conv", s.g, s.x(1), group=s.attribute("group", 1), strides=list(w.stride), dilations=list(w.dilation),
-        kernel_shape=list(w.kernel), pads=[*w.before, *w.behind],
+        "Conv", _trimmed(s, w), s.x(1), group=s.attribute("group", 1), strides=list(w.stride),
+        dilations=list(w.dilation), kernel_shape=list(w.kernel), pads=_pads(w),
     )  # fmt: skip
 
 
@@ -141,29 +141,47 @@ def _transposed_windows(s: Site) -> Windows:
     """The windows of the convolution that this one transposes: over the output, giving the input."""
     kernel = s.shape(1)[2:]
     rank = len(kernel)
-    if s.attribute("auto_pad", "NOTSET") != "NOTSET" or s.attribute("output_shape"):
+    if s.attribute("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or s.attribute("output_shape"):
         s.refuse("auto_pad or output_shape; export it with explicit pads")
-    w = Windows(
+    return Windows(
         tuple(kernel), tuple(s.attribute("strides", [1] * rank)), tuple(s.attribute("dilations", [1] * rank)),
         tuple(s.attribute("pads", [0] * 2 * rank)[:rank]), tuple(s.y_shape[2:]), tuple(s.shape()[2:]),
     )  # fmt: skip
-    if any(s.attribute("output_padding", [0])):
-        s.refuse("output_padding; choose a stride that divides the size")
-    return w
+
+
+def _pads(w: Windows) -> list[int]:
+    return [*w.before, *(max(b, 0) for b in w.behind)]
+
+
+def _trimmed(s: Site, w: Windows) -> str:
+    """The gradient without what output_padding appended that no window reaches: only the bias got there."""
+    if not any(b < 0 for b in w.behind):
+        return s.g
+    ends = [n + min(b, 0) for n, b in zip(w.length, w.behind, strict=True)]
+    return s.op("Slice", s.g, s.ints(*[0] * len(ends)), s.ints(*ends), s.ints(*range(2, 2 + len(ends))))
 
 
 @gradient("ConvTranspose", 1)
 def _(s: Site) -> str:
+    # as dW of a convolution, with input and gradient in exchanged roles
     w = _transposed_windows(s)
-    if s.attribute("group", 1) != 1:
-        s.refuse("group above 1")
-    rank = len(w.kernel)
-    order = [1, 0, *range(2, 2 + rank)]
+    groups = s.attribute("group", 1)
+    batch, inputs = s.shape()[:2]
+    outputs = s.y_shape[1] // groups
+    g = _trimmed(s, w)
+    space = [n + min(b, 0) for n, b in zip(w.length, w.behind, strict=True)]
+    order = [1, 0, *range(2, 2 + len(space))]
+    if groups == 1:
+        swapped = s.op("Transpose", g, perm=order)
+    else:
+        split = s.reshape(g, [batch, groups, outputs, *space])
+        split = s.op("Transpose", split, perm=[2, 1, 0, *range(3, 3 + len(space))])
+        swapped = s.reshape(split, [outputs, groups * batch, *space])
     product = s.op(
-        "Conv", s.op("Transpose", s.g, perm=order), s.op("Transpose", s.x(0), perm=order),
-        strides=list(w.dilation), dilations=list(w.stride), kernel_shape=list(w.positions), pads=[*w.before, *w.behind],
+        "Conv", swapped, s.op("Transpose", s.x(0), perm=order), group=groups,
+        strides=list(w.dilation), dilations=list(w.stride), kernel_shape=list(w.positions), pads=_pads(w),
     )  # fmt: skip
-    return s.op("Transpose", product, perm=order)
+    return s.reshape(s.op("Transpose", product, perm=order), [inputs, outputs, *w.kernel])
 
 
 @gradient("ConvTranspose", 2)

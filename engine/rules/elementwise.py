@@ -10,6 +10,9 @@ import math
 
 from .table import Site, gradient, gradient_each
 
+#: Numbers of the element types in ONNX that a gradient can have.
+_FLOATS = {"float32": 1, "float16": 10, "float64": 11}
+
 
 def _binary(s: Site, gradient_of_result: str, index: int) -> str:
     return s.unbroadcast(gradient_of_result, s.y_shape, index)
@@ -170,4 +173,4 @@ def _(s: Site) -> str:
 @gradient("Cast", 0)
 def _(s: Site) -> str:
     source = s.graph.types[s.x()].dtype
-    return s.g if source == s.graph.types[s.y].dtype else s.op("Cast", s.g, to={"float32": 1, "float64": 11}[source])
+    return s.g if source == s.graph.types[s.y].dtype else s.op("Cast", s.g, to=_FLOATS[source])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from .table import Site, gradient, gradient_each
@@ -80,29 +82,42 @@ def _pad(s: Site, tensor: str, rank: int, axis: int, behind: int) -> str:
 
 @gradient("Pad", 0)
 def _(s: Site) -> str:
-    if s.attribute("mode", "constant") != "constant":
-        s.refuse(f"padding mode {s.attribute('mode')!r}; pad with a constant")
     rank = len(s.shape())
     given = [int(p) for p in s.value(1).reshape(-1)]
     pads = [0] * (2 * rank)
     axes = [int(a) % rank for a in s.value(3).reshape(-1)] if s.has(3) else [*range(rank)]
     for position, axis in enumerate(axes):
         pads[axis], pads[rank + axis] = given[position], given[len(axes) + position]
-    return s.op("Pad", s.g, s.ints(*(-p for p in pads)), s.scalar(0))
+    mode = s.attribute("mode", "constant")
+    if mode == "constant":
+        return s.op("Pad", s.g, s.ints(*(-p for p in pads)), s.scalar(0))
+    if mode not in ("reflect", "edge", "wrap") or min(pads) < 0:
+        s.refuse(f"padding mode {mode!r} with pads {pads}; pad with a constant")
+    result, shape = s.g, list(s.y_shape)
+    for axis in (a for a in range(rank) if pads[a] or pads[rank + a]):
+        # where each element along this axis was copied from, as numpy pads
+        source = np.pad(np.arange(s.shape()[axis]), (pads[axis], pads[rank + axis]), mode)
+        shape[axis] = s.shape()[axis]
+        result = _scatter(s, result, s.builder.constant(source), 1, axis, shape)
+    return result
 
 
 @gradient("Gather", 0)
 def _(s: Site) -> str:
-    shape, index_rank = s.shape(), len(s.shape(1))
-    axis = s.attribute("axis", 0) % len(shape)
-    rank = len(s.y_shape)
-    front = s.g
+    axis = s.attribute("axis", 0) % len(s.shape())
+    return _scatter(s, s.g, s.x(1), len(s.shape(1)), axis, s.shape())
+
+
+def _scatter(s: Site, g: str, positions: str, index_rank: int, axis: int, shape: Sequence[int]) -> str:
+    """Add the slices of `g` that were taken at `positions` of an axis back into a tensor of this shape."""
+    rank = len(shape) - 1 + index_rank
+    front = g
     if axis:
         order = [*range(axis, axis + index_rank), *range(axis), *range(axis + index_rank, rank)]
-        front = s.op("Transpose", s.g, perm=order)
+        front = s.op("Transpose", g, perm=order)
     rows = (shape[axis], *shape[:axis], *shape[axis + 1 :])
     zeros = s.op("Expand", s.scalar(0), s.ints(*rows))
-    indices = s.op("Unsqueeze", s.op("Cast", s.x(1), to=7), s.ints(index_rank))
+    indices = s.op("Unsqueeze", s.op("Cast", positions, to=7), s.ints(index_rank))
     result = s.op("ScatterND", zeros, indices, front, reduction="add")
     if axis:
         result = s.op("Transpose", result, perm=[*range(1, axis + 1), 0, *range(axis + 1, len(shape))])

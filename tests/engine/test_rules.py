@@ -82,6 +82,8 @@ def conv(label: str, x: tuple[int, ...], w: tuple[int, ...], op: str = "Conv", s
         "stride": a.get("strides", [1] * space), "padding": a.get("pads", [0] * space)[:space],
         "dilation": a.get("dilations", [1] * space), "groups": a.get("group", 1),
     }  # fmt: skip
+    if "output_padding" in a:
+        given["output_padding"] = a["output_padding"]
     attributes = {"kernel_shape": list(w[2:]), **a} | ({"auto_pad": same} if same else {})
 
     def reference(x: Any, w: Any, b: Any) -> Any:
@@ -176,6 +178,10 @@ CASES: list[Case] = [
     conv("same-lower", XX, (6, 4, 4, 2), same="SAME_LOWER"),
     conv("1d", X, (4, 6, 3), "ConvTranspose", strides=[2], pads=[1, 1]),
     conv("2d", XX, (4, 6, 3, 2), "ConvTranspose", strides=[2, 2]),
+    conv("2d-grouped", XX, (4, 3, 3, 2), "ConvTranspose", strides=[2, 1], group=2, dilations=[1, 2]),
+    conv("2d-output-padding", XX, (4, 3, 3, 3), "ConvTranspose", strides=[2, 2], group=2, pads=[1, 1, 1, 1],
+         output_padding=[1, 1]),
+    conv("1d-unreached", X, (4, 2, 1), "ConvTranspose", strides=[3], output_padding=[2]),
     Case("MaxPool", {"x": X}, lambda x: F.max_pool1d(x, 3, 2, 1),
          {"kernel_shape": [3], "strides": [2], "pads": [1, 1]}, label="1d"),
     Case("MaxPool", {"x": XX}, lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
@@ -212,6 +218,9 @@ CASES: list[Case] = [
     Case("Split", {"x": (2, 7)}, lambda x: torch.split(x, [2, 5], 1), {"axis": 1}, (np.array([2, 5], I64),), outputs=2),
     unary("Pad", lambda x: F.pad(x, (1, 2, 0, 1), value=0.5),
          constants=(np.array([0, 0, 1, 0, 1, 2], I64), np.float32(0.5))),
+    *[unary("Pad", lambda x, onnx=onnx, other=other: F.pad(F.pad(x, (2, 1), other).mT, (1, 1), other).mT, label=onnx,
+            constants=(np.array([0, 1, 2, 0, 1, 1], I64),), attributes={"mode": onnx})
+      for onnx, other in (("reflect", "reflect"), ("edge", "replicate"), ("wrap", "circular"))],
     unary("Gather", lambda x: x[:, torch.tensor([[0, 2], [2, 1]])],
          constants=(np.array([[0, 2], [-1, 1]], I64),), attributes={"axis": 1}),
     unary("Gather", lambda x: x[torch.tensor([1, 1, 0])], constants=(np.array([1, 1, 0], I64),), label="first"),
@@ -229,6 +238,8 @@ NOT_NUMERIC = {
     "Erf": "the reference interpreter rounds Erf to single precision",
     "Mean-(2,1,4)(2,5,1)": "the reference interpreter does not broadcast Mean",
     "Mean-(4,)(2,3,4)": "the reference interpreter does not broadcast Mean",
+    "ConvTranspose-2d-grouped": "the reference interpreter transposes convolutions of one group only",
+    "ConvTranspose-2d-output-padding": "the reference interpreter transposes convolutions of one group only",
 }
 
 
