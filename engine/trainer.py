@@ -81,7 +81,9 @@ class Trainer:
     def step(self, inputs: Inputs, targets: Targets) -> float:
         """Train on one batch; returns the mean loss before the step.
 
-        Raises DataError, NonFiniteError (the weights stay as they were), MemoryLimitError.
+        Raises DataError, MemoryLimitError, NonFiniteError. After a loss that is not finite all weights are as they
+        were; after such a gradient too, unless the plan has several segments and one micro-batch: then segments behind the
+        one named have taken their (finite) step.
         """
         batch = check_batch(self.plan.info, inputs, targets)
         if batch.parts > 1 or len(self._executor.groups) == 1:
@@ -98,7 +100,7 @@ class Trainer:
                 loss = self._finite(item)
                 continue
             index, gradient = item
-            self._check_gradient(index, gradient)
+            self._check_gradient(index, gradient, counted)
             if not counted:
                 self._steps += 1
                 counted = True
@@ -135,13 +137,15 @@ class Trainer:
             )
         return loss
 
-    def _check_gradient(self, index: int, gradient: FloatArray) -> None:
+    def _check_gradient(self, index: int, gradient: FloatArray, stepped: bool = False) -> None:
         if not math.isfinite(float(np.dot(gradient, gradient))) and not np.isfinite(gradient).all():
             names = self._executor.groups[index].views(gradient)
             bad = [n for n, v in names.items() if not np.isfinite(v).all()]
+            step, kept = self._steps + 1, "the last good weights are kept"
+            if stepped:  # holding all gradients back until the last is known would cost their memory
+                step, kept = self._steps, "segments behind had stepped already (finitely): go back to the last save"
             raise NonFiniteError(
-                f"the gradient of {', '.join(bad)} is not finite at step {self._steps + 1}; lower the learning rate; "
-                "the last good weights are kept"
+                f"the gradient of {', '.join(bad)} is not finite at step {step}; lower the learning rate; {kept}"
             )
 
     def _apply(self, index: int, gradient: FloatArray) -> None:

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sanderling.engine import ModelError, Trainer, UnsupportedOperatorError, compile, evaluate
+from sanderling.engine import ModelError, NonFiniteError, Trainer, UnsupportedOperatorError, compile, evaluate
 
 RNG = np.random.default_rng(5)
 W = RNG.standard_normal((4, 3)).astype(np.float32)
@@ -25,6 +25,7 @@ def linear(*after: Any, opset: int = 18, result: int = TensorProto.FLOAT) -> byt
     nodes = [helper.make_node("MatMul", ["x", "w"], ["h"], name="layer"), *after]
     constants = [
         numpy_helper.from_array(W, "w"),
+        numpy_helper.from_array(np.eye(3, dtype=np.float32), "v"),
         numpy_helper.from_array(np.array([-1, 3]), "same"),
         numpy_helper.from_array(np.array([-1, 1, 3]), "flat"),
     ]
@@ -91,6 +92,22 @@ REFUSED: list[tuple[bytes, type[Exception], str]] = [
 def test_what_cannot_be_trained_is_refused_by_name(model: bytes, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         compile(model, batch=6)
+
+
+@pytest.mark.parametrize(("segments", "message"), [(1, "weights are kept"), (3, "go back to the last save")])
+def test_a_gradient_that_is_not_finite_is_never_applied(segments: int, message: str) -> None:
+    # the root of 0 has an infinite slope, which the relu before it makes NaN; the loss is finite
+    model = linear(
+        node("Abs", "h", "a"), node("Neg", "a", "n"), node("Relu", "n", "r"), node("Sqrt", "r", "s"),
+        helper.make_node("MatMul", ["s", "v"], ["y"], name="last"),
+    )  # fmt: skip
+    trainer = Trainer(compile(model, batch=6, segments=segments))
+    before = trainer.weights()
+    with pytest.raises(NonFiniteError, match=f"gradient of w is not finite at step 1.*{message}"):
+        trainer.step(X, LABELS)
+    after = trainer.weights()
+    assert np.array_equal(after["w"], before["w"]) and np.isfinite(after["v"]).all()
+    assert segments > 1 or np.array_equal(after["v"], before["v"])
 
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: its exports need it")
