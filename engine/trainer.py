@@ -82,8 +82,8 @@ class Trainer:
         """Train on one batch; returns the mean loss before the step.
 
         Raises DataError, MemoryLimitError, NonFiniteError. After a loss that is not finite all weights are as they
-        were; after such a gradient too, unless the plan has several segments and one micro-batch: then segments behind the
-        one named have taken their (finite) step.
+        were; after such a gradient too, unless the plan has several segments and one micro-batch: then segments
+        behind the one named have taken their (finite) step.
         """
         batch = check_batch(self.plan.info, inputs, targets)
         if batch.parts > 1 or len(self._executor.groups) == 1:
