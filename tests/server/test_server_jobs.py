@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator
@@ -54,6 +55,13 @@ def leave(service: Service, model: bytes = MODEL, **changed: Any) -> Path:
     return out
 
 
+async def ended(running: asyncio.Task[None]) -> None:
+    """Cancel merges and wait until their child is gone: a loop that closes earlier would leave it unreaped."""
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
 def settle(service: Service) -> dict[str, Any]:
     """Run merges until the job has ended; returns its row."""
 
@@ -63,7 +71,7 @@ def settle(service: Service) -> dict[str, Any]:
             while service.jobs()[0]["state"] == "running":
                 await asyncio.sleep(0.02)
                 assert not running.done()
-        running.cancel()
+        await ended(running)
 
     asyncio.run(story())
     return service.jobs()[0]
@@ -120,7 +128,7 @@ def test_a_lost_file_is_waited_for_and_costs_no_delta(service: Service, caplog: 
             while "backup" not in caplog.text:
                 await asyncio.sleep(0.02)
         assert not running.done()
-        running.cancel()
+        await ended(running)
 
     asyncio.run(story())
     job = service.jobs()[0]
