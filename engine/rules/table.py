@@ -1,21 +1,24 @@
 """The table of gradients: an entry per operator and input; the walker looks entries up and knows no operator.
 
 Strategy: a rule is a function of a `Site` (one node, the gradient of its outputs, a builder) that appends nodes and
-returns the name of the gradient of one input, in that input's shape. A rule may recompute what another rule of the
-same node computes too: the runtime merges equal nodes inside a session. Operators through which no gradient flows
-are listed in `STOPS`, with the reason; what is in neither table is an error.
+returns the name of the gradient of one input, in that input's shape. The rules of one node share their work: a node
+equal to one that the site has written before is not written again, so a rule may call the helpers that another rule of
+the same node calls too (`shared` also spares a long helper's own time). Operators through which no gradient flows are
+listed in `STOPS`, with the reason; what is in neither table is an error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
 from ..errors import UnsupportedOperatorError
 from ..graph import Array, Builder, Graph, Node
+
+T = TypeVar("T")
 
 
 class Site:
@@ -26,6 +29,8 @@ class Site:
         self.builder = builder
         self.node = node
         self.gradients = gradients
+        self._written: dict[tuple[str, tuple[str, ...], str], str] = {}
+        self._shared: dict[Callable[[Site], Any], Any] = {}
 
     @property
     def g(self) -> str:
@@ -68,8 +73,20 @@ class Site:
         return self.graph.constants[self.node.inputs[index]]
 
     def op(self, op: str, *inputs: str, **attributes: Any) -> str:
-        """Append a node; its first output."""
-        return self.builder.op(op, *inputs, **attributes)
+        """Append a node, unless this site has an equal one; its first output."""
+        if not all(isinstance(v, (int, float, str, list, tuple)) for v in attributes.values()):
+            return self.builder.op(op, *inputs, **attributes)
+        key = op, inputs, repr(sorted(attributes.items()))
+        if key not in self._written:
+            self._written[key] = self.builder.op(op, *inputs, **attributes)
+        return self._written[key]
+
+    def shared(self, work: Callable[[Site], T]) -> T:
+        """The result of `work(site)`, which is called once however many rules of the node ask for it."""
+        if work not in self._shared:
+            self._shared[work] = work(self)
+        result: T = self._shared[work]
+        return result
 
     def ints(self, *values: int) -> str:
         """An int64 constant."""

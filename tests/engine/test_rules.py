@@ -13,6 +13,7 @@ import pytest
 from sanderling.engine import onnxio
 from sanderling.engine.checker import gradcheck as check
 from sanderling.engine.checker import pull_back
+from sanderling.engine.differentiate import differentiate
 from sanderling.engine.graph import Array, Builder, TensorType
 from sanderling.engine.operators import page
 from sanderling.engine.rules import RULES
@@ -274,6 +275,20 @@ def test_a_wrong_rule_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RULES["Exp"].rules, 0, lambda s: s.g)
     with pytest.raises(Exception, match="gradient of 'x' is wrong"):
         check(unary("Exp", torch.exp).model(), {"x": np.ones((2, 3, 5), np.float32)}, with_respect_to=["x"])
+
+
+def test_the_rules_of_one_node_share_their_work() -> None:
+    case = next(c for c in CASES if c.op == "LayerNormalization")
+    proto, name = onnxio.load_model(case.model())
+    graph = onnxio.to_graph(proto, None, frozenset(), name)
+    written = []
+    for wanted in (["x"], ["x", "s"]):
+        builder = Builder("b")
+        differentiate(graph, graph.nodes, {"out": "seed"}, wanted, builder)
+        keys = [(n.op, n.inputs, repr(n.attributes)) for n in builder.nodes]
+        assert len(keys) == len(set(keys))
+        written.append([n.op for n in builder.nodes])
+    assert written[1].count("Sqrt") == written[0].count("Sqrt") == 1
 
 
 def test_the_reference_page_is_up_to_date() -> None:
