@@ -10,15 +10,18 @@ A plan carries the probe along, and is refused by a processor that answers it wr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .errors import EngineError
-from .graph import Array, Builder, Node, TensorType
+from .graph import Builder, Node, TensorType
 from .runtime import run_once
+
+if TYPE_CHECKING:
+    from .passes import Program
 
 DOMAIN = "com.microsoft.nchwc"
 _SIZES = (8, 16)
@@ -60,19 +63,40 @@ def blocks_agree(probe: bytes) -> bool:
         return False
 
 
-def rewrite(nodes: Sequence[Node], types: Mapping[str, TensorType], block: int) -> tuple[list[Node], dict[str, Array]]:
-    """The nodes with depthwise convolutions in the blocked form where that was verified, and the constants it adds."""
+def rewrite(program: Program) -> bool:
+    """Depthwise convolutions in the blocked form, where that was verified."""
     builder = Builder("s.k")
     result: list[Node] = []
-    for node in nodes:
-        signature = _signature(node, types, block)
-        if signature is None or not _agrees(signature, block):
+    for node in program.nodes:
+        signature = _signature(node, program.types, program.block)
+        if signature is None or not _agrees(signature, program.block):
             result.append(node)
             continue
         start = len(builder.nodes)
-        _write(builder, node, signature, types[node.outputs[0]].shape, block)
+        _write(builder, node, signature, program.types[node.outputs[0]].shape, program.block)
         result += builder.nodes[start:]
-    return result, builder.constants
+    program.constants |= builder.constants
+    program.types |= {n: TensorType(v.dtype.name, v.shape) for n, v in builder.constants.items()}
+    for node in builder.nodes:
+        program.types.setdefault(node.outputs[0], TensorType("float32", _shape_of(node, program)))
+    program.nodes = result
+    return bool(builder.nodes)
+
+
+def _shape_of(node: Node, program: Program) -> tuple[int, ...]:
+    """The shape of what `_write` made."""
+    shape = program.types[node.inputs[0]].shape
+    if node.op == "Reshape":
+        return tuple(program.constants[node.inputs[1]].tolist())
+    if node.op == "Transpose":
+        return tuple(shape[axis] for axis in node.attributes["perm"])
+    if node.op == "Conv":
+        before, behind = node.attributes["pads"][:2], node.attributes["pads"][2:]
+        sizes = (node.attributes[k] for k in ("kernel_shape", "dilations", "strides"))
+        space = [(n + b + e - (k - 1) * d - 1) // s + 1
+                 for n, b, e, k, d, s in zip(shape[2:], before, behind, *sizes, strict=True)]  # fmt: skip
+        return (shape[0], shape[1], *space)
+    return shape
 
 
 def _signature(node: Node, types: Mapping[str, TensorType], block: int) -> Signature | None:

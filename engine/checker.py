@@ -16,10 +16,11 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from . import onnxio
-from .blocked import block_size, rewrite
+from .blocked import block_size
 from .differentiate import check_supported, differentiate
 from .errors import EngineError
 from .graph import Array, Builder, Graph, Node
+from .passes import lower
 from .runtime import run_once
 from .weights import weight_names
 
@@ -91,8 +92,9 @@ def pull_back(
     nodes = [*graph.nodes, *builder.nodes, *(Node("Identity", (g,), (f"gradient/{n}",)) for n, g in found.items())]
     arguments = {n: graph.types[n] for n in graph.inputs}
     plain = onnxio.to_bytes(nodes, arguments, dict.fromkeys(outputs), constants, graph.opset)
-    nodes, added = rewrite(nodes, onnxio.infer_types(plain), block_size())
-    emitted = onnxio.to_bytes(nodes, arguments, dict.fromkeys(outputs), {**constants, **added}, graph.opset)
+    given = [*graph.inputs, *wanted, *(f"seed/{o}" for o in seeds)]  # not to be folded, though known
+    program = lower(nodes, onnxio.infer_types(plain), constants, given, outputs, graph.opset, block_size())
+    emitted = onnxio.to_bytes(program.nodes, arguments, dict.fromkeys(outputs), program.constants, graph.opset)
     return dict(zip(found, run_once(emitted, inputs, outputs), strict=True))
 
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from . import onnxio
-from .blocked import rewrite
 from .differentiate import dependents, differentiate
 from .graph import Builder, Graph, Node, TensorType
 from .lifetimes import peak
 from .loss import LOSS
+from .passes import lower
 from .plan import GRADIENT
 
 #: Operators that the runtime runs in the memory of an input that dies there.
@@ -144,14 +144,10 @@ def _write(
     arguments = {n: types[n] for n in reads}
     plain = onnxio.to_bytes(kept, arguments, results, used, graph.opset)
     known = onnxio.infer_types(plain)
-    workspace = _workspace(kept, known, set(reads) | set(outputs))
-    faster, added = rewrite(kept, known, block)
-    model = (
-        plain
-        if len(faster) == len(kept)
-        else onnxio.to_bytes(faster, arguments, results, {**used, **added}, graph.opset)
-    )
-    return Step(kind, segment, tuple(reads), tuple(outputs), model, workspace, len(faster))
+    program = lower(kept, known | types, used, reads, list(outputs), graph.opset, block)
+    workspace = _workspace(program.nodes, program.types, set(reads) | set(outputs))
+    model = onnxio.to_bytes(program.nodes, arguments, results, program.constants, graph.opset)
+    return Step(kind, segment, tuple(reads), tuple(outputs), model, workspace, len(program.nodes))
 
 
 def _workspace(nodes: Sequence[Node], types: dict[str, TensorType], external: set[str]) -> int:
