@@ -116,12 +116,18 @@ def onnxsim(folder: Path, optimizer: str, threads: int) -> Step:
         return chosen
 
     ort.SessionOptions = options
-    import onnxsim as peer
+    import onnxsim as peer  # type: ignore[import-not-found]  # only in its own environment
 
     case = json.loads((folder / "case.json").read_text())
     model = onnx.load(folder / "model.onnx")
     batch = _arrays(folder)
     output = model.graph.output[0]
+    for node in model.graph.node:
+        if node.op_type == "Flatten" and all(a.i == 1 for a in node.attribute):  # as the Reshape that it knows
+            node.op_type = "Reshape"
+            del node.attribute[:]
+            node.input.append("flat.shape")
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, -1], np.int64), "flat.shape"))
     shape = [d.dim_value for d in output.type.tensor_type.shape.dim]
     if case["loss"] == "cross_entropy":
         y = np.eye(shape[-1], dtype=np.float32)[batch["y"]]

@@ -18,6 +18,7 @@ model, before any of it. `ratio` is ours over theirs.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import math
 import os
@@ -37,10 +38,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 CHILD = ROOT / "benchmarks" / "_measured.py"
-#: What each peer's environment holds.
+#: What each peer's environment holds, with the PyTorch and the runtime that we use ourselves (`{torch}`, ...).
+#: onnxruntime-training imports PyTorch, and reads models up to what onnx 1.17 writes.
 PEERS = {
-    "onnxruntime-training": ["onnxruntime-training==1.19.2", "torch", "onnx", "setuptools"],
-    "onnxsim": ["onnxsim==0.8.1", "onnxruntime"],
+    "onnxruntime-training": ["onnxruntime-training==1.19.2", "torch=={torch}", "onnx==1.17.0", "setuptools"],
+    "onnxsim": ["onnxsim==0.8.1", "onnxruntime=={onnxruntime}"],
 }
 
 
@@ -84,7 +86,8 @@ def prepare(case: Case, folder: Path, threads: int) -> dict[str, Any]:
     loss = zoo.ZOO[case.name].loss
     (folder / "model.onnx").write_bytes(zoo.export(net, x, dynamic=False))
     model = zoo.export(net, x)
-    planning, weights = {}, ()
+    planning: dict[str, float] = {}
+    weights: tuple[str, ...] = ()
     for optimizer in ("sgd", "adam"):
         start = time.perf_counter()
         plan = compile(model, loss=loss, batch=case.batch, optimizer=optimizer, threads=threads)
@@ -104,8 +107,10 @@ def environment(peer: str) -> str:
     python = cache / "bin" / "python"
     if not (cache / "complete").exists():
         venv.create(cache, with_pip=True, clear=True)
-        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PEERS[peer]]
-        subprocess.run(command, check=True, stdout=sys.stderr)
+        ours = {name: importlib.metadata.version(name) for name in ("torch", "onnxruntime")}
+        packages = [p.format(**ours) for p in PEERS[peer]]
+        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
+        subprocess.run(install, check=True, capture_output=True)
         (cache / "complete").touch()
     return str(python)
 
