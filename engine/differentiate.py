@@ -10,15 +10,20 @@ from collections.abc import Collection, Mapping, Sequence
 
 from .errors import UnsupportedOperatorError
 from .graph import Builder, Graph, Node
-from .rules import RULES, STOPS, Site
+from .rules import QUANTIZERS, RULES, STOPS, Site
 
 
 def dependents(graph: Graph, nodes: Sequence[Node], wanted: Collection[str]) -> set[str]:
-    """The tensors through which a gradient reaches a wanted tensor, the wanted ones included."""
+    """The tensors through which a gradient reaches a wanted tensor, the wanted ones included.
+
+    Integers are among them where they stand for real numbers: between a quantizer and what undoes it.
+    """
     reached = set(wanted)
     for node in nodes:
-        if node.op not in STOPS and reached.intersection(node.inputs):
-            reached.update(o for o in node.outputs if o and graph.types[o].floating)
+        sources = [] if node.op in STOPS else reached.intersection(node.inputs)
+        if sources:
+            integers = node.op in QUANTIZERS or not all(graph.types[i].floating for i in sources)
+            reached.update(o for o in node.outputs if o and (integers or graph.types[o].floating))
     return reached
 
 

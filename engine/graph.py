@@ -41,6 +41,11 @@ class TensorType:
         """Whether a gradient can flow through it."""
         return self.dtype in ("float32", "float64", "float16")
 
+    @property
+    def gradient(self) -> TensorType:
+        """The type of its gradient: its own, and float32 for integers that stand for real numbers."""
+        return self if self.floating else TensorType("float32", self.shape)
+
 
 @dataclass(frozen=True, slots=True)
 class Node:

@@ -94,7 +94,7 @@ def write_steps(
         outputs = {GRADIENT + t: found[t] for t in wanted if t in found}
         if last:
             outputs[LOSS] = LOSS
-        arriving = {GRADIENT + t: graph.types[t] for t in seeds} if not last else {}
+        arriving = {GRADIENT + t: graph.types[t].gradient for t in seeds} if not last else {}
         backward.append(_write("backward", segment, graph, nodes, outputs, builder, weights, arriving, block))
     return [*_without_unread(forward, backward), *backward[::-1]]
 
@@ -140,7 +140,7 @@ def _write(
     results: dict[str, TensorType] = {}
     for outside in outputs:
         base = outside.removeprefix(GRADIENT) if outside.startswith(GRADIENT) else outside
-        results[outside] = graph.types[base]
+        results[outside] = graph.types[base] if base == outside else graph.types[base].gradient
     arguments = {n: types[n] for n in reads}
     plain = onnxio.to_bytes(kept, arguments, results, used, graph.opset)
     known = onnxio.infer_types(plain)

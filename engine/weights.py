@@ -1,21 +1,24 @@
 """Which constants of a model are weights, and getting them in and out of model files.
 
 Strategy: a constant is a weight if an operator takes it in a slot where learned values belong (a table), directly or
-through operators that only move elements. Values are read and replaced in the serialized model at their byte offsets
-by a small reader of the protobuf wire format, so that a training process needs no `onnx`.
+through operators that only move or quantize elements. In a quantized model the integers are the weights
+(`quantized.py`); what they stand for is what callers see, float32 as for any model. Values are read and replaced in the
+serialized model at their byte offsets by a small reader of the protobuf wire format, so that a training process needs
+no `onnx`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from .errors import DataError, EngineError, ModelError
+from .errors import DataError, EngineError, ModelError, UnsupportedOperatorError
+from .quantized import DTYPES, IntegerArray, Quantization, dequantize, kept_range, quantize
 
 if TYPE_CHECKING:
     import onnx
@@ -31,23 +34,84 @@ SLOTS: dict[str, tuple[int, ...]] = {
 _MANY_ONLY = ("Add", "Mul")
 _MOVES = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW = 7, 5, 1, 2, 8, 9
-_FLOAT = 1
+#: Element types of weights, by their number in ONNX.
+_KINDS = {1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32"}
+
+
+class Place(NamedTuple):
+    """Where the values of an initializer lie in a serialized model."""
+
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
 
 
 def weight_names(proto: onnx.ModelProto) -> list[str]:
     """The weights of a normalized model, in the order of the file."""
-    sizes = {t.name: int(np.prod(t.dims, dtype=np.int64)) for t in proto.graph.initializer if t.data_type == _FLOAT}
+    kinds = {t.name: _KINDS.get(t.data_type, "") for t in proto.graph.initializer}
+    sizes = {t.name: int(np.prod(t.dims, dtype=np.int64)) for t in proto.graph.initializer if kinds[t.name]}
     origin = {name: name for name in sizes}
+    real = {name for name in sizes if kinds[name] == "float32"}  # tensors that stand for their own values
     found: set[str] = set()
     for node in proto.graph.node:
-        if node.op_type in _MOVES and node.input[0] in origin:
+        if node.op_type in (*_MOVES, "QuantizeLinear", "DequantizeLinear") and node.input[0] in origin:
             origin[node.output[0]] = origin[node.input[0]]
+            if node.op_type == "DequantizeLinear" or (node.op_type in _MOVES and node.input[0] in real):
+                real.add(node.output[0])
         for slot in SLOTS.get(node.op_type, ()):
-            if slot < len(node.input) and node.input[slot] in origin:
+            if slot < len(node.input) and node.input[slot] in origin and node.input[slot] in real:
                 name = origin[node.input[slot]]
                 if sizes[name] > 1 or node.op_type not in _MANY_ONLY:
                     found.add(name)
-    return [name for name in sizes if name in found]
+    known = quantizations(proto, found - {n for n in found if kinds[n] == "float32"})
+    return [name for name in sizes if name in found and (kinds[name] == "float32" or name in known)]
+
+
+def quantizations(proto: onnx.ModelProto, names: Collection[str], source: str = "model") -> dict[str, Quantization]:
+    """How integer weights stand for real ones, read off the DequantizeLinear nodes of a normalized model.
+
+    A weight whose scales are not constant float32 numbers is absent. Raises UnsupportedOperatorError for one that is
+    read with two different scales.
+    """
+    constants = {t.name: t for t in proto.graph.initializer}
+    found: dict[str, Quantization] = {}
+    for node in proto.graph.node:
+        if node.op_type != "DequantizeLinear" or node.input[0] not in names:
+            continue
+        how = _quantization(node, constants)
+        if how is None:
+            continue
+        if found.setdefault(how.weight, how) != how:
+            raise UnsupportedOperatorError(
+                node.op_type, node.name, source,
+                f"{how.weight!r} stands for different values in different places; give each a weight of its own",
+            )  # fmt: skip
+    return found
+
+
+def _quantization(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> Quantization | None:
+    from onnx import numpy_helper
+
+    weight, scale = constants[node.input[0]], constants.get(node.input[1])
+    given = len(node.input) > 2 and node.input[2] != ""
+    zero = constants.get(node.input[2]) if given else None
+    dtype = _KINDS.get(weight.data_type, "")
+    if dtype not in DTYPES or scale is None or _KINDS.get(scale.data_type) != "float32" or (given and zero is None):
+        return None
+    shape = tuple(weight.dims)
+    scales = numpy_helper.to_array(scale)
+    zeros = np.zeros(scales.shape, np.int32) if zero is None else numpy_helper.to_array(zero).astype(np.int32)
+    numbers = {a.name: a.i for a in node.attribute if a.name in ("axis", "block_size")}
+    axis, block = numbers.get("axis", 1), numbers.get("block_size", 0)
+    if scales.size == 1:
+        axis = block = 0
+    elif axis < 0:
+        axis += len(shape)
+    low, high = kept_range(numpy_helper.to_array(weight), zeros)
+    return Quantization(
+        weight.name, dtype, shape, scales.astype("<f4").tobytes(),
+        np.broadcast_to(zeros.reshape(-1), scales.size).astype("<i4").tobytes(), axis, block, low, high,
+    )  # fmt: skip
 
 
 def choose_trainable(
@@ -108,10 +172,10 @@ def _fields(data: memoryview, start: int, end: int) -> Iterator[tuple[int, int, 
         start = stop
 
 
-def raw_tensors(model: bytes) -> dict[str, tuple[int, tuple[int, ...]]]:
-    """The float32 initializers stored as raw bytes: {name: (byte offset, shape)}. Raises ModelError."""
+def raw_tensors(model: bytes) -> dict[str, Place]:
+    """The initializers stored as raw bytes whose element types weights may have. Raises ModelError."""
     view = memoryview(model)
-    found: dict[str, tuple[int, tuple[int, ...]]] = {}
+    found: dict[str, Place] = {}
     try:
         for number, _, start, stop in _fields(view, 0, len(view)):
             if number != _MODEL_GRAPH:
@@ -120,13 +184,13 @@ def raw_tensors(model: bytes) -> dict[str, tuple[int, tuple[int, ...]]]:
                 if inner == _GRAPH_INITIALIZER:
                     entry = _raw_tensor(view, tensor, tensor_end)
                     if entry is not None:
-                        found[entry[0]] = entry[1:]
+                        found[entry[0]] = entry[1]
     except (ValueError, IndexError) as error:
         raise ModelError("the model's bytes are damaged") from error
     return found
 
 
-def _raw_tensor(view: memoryview, start: int, end: int) -> tuple[str, int, tuple[int, ...]] | None:
+def _raw_tensor(view: memoryview, start: int, end: int) -> tuple[str, Place] | None:
     name, kind, raw = "", 0, None
     dims: list[int] = []
     for number, value, begin, stop in _fields(view, start, end):
@@ -139,12 +203,12 @@ def _raw_tensor(view: memoryview, start: int, end: int) -> tuple[str, int, tuple
         elif number == _TENSOR_DIMS:
             # packed (a length-delimited run of varints) or one at a time
             dims += _packed(view, begin, stop) if value == 0 and stop - begin > 0 else [value]
-    size = 4
+    if raw is None or kind not in _KINDS:
+        return None
+    size = np.dtype(_KINDS[kind]).itemsize
     for length in dims:
         size *= length
-    if raw is None or kind != _FLOAT or raw[1] - raw[0] != size:
-        return None
-    return name, raw[0], tuple(dims)
+    return (name, Place(raw[0], _KINDS[kind], tuple(dims))) if raw[1] - raw[0] == size else None
 
 
 def _packed(view: memoryview, start: int, end: int) -> list[int]:
@@ -170,47 +234,74 @@ def check_weights(given: Mapping[str, FloatArray], shapes: Mapping[str, tuple[in
             raise DataError(f"weight {name!r}: the values given are not finite numbers")
 
 
-def patch(model: bytes, weights: Mapping[str, FloatArray]) -> bytes:
-    """The model with these values in place of its initializers of the same names. Raises DataError, ModelError."""
+def patch(
+    model: bytes, weights: Mapping[str, FloatArray | IntegerArray], quantized: Mapping[str, Quantization] | None = None
+) -> bytes:
+    """The model with these values in place of its initializers of the same names. Raises DataError, ModelError.
+
+    An array of the initializer's own element type is written as it is. Real values for one of integers become the
+    nearest integers, as `quantized` says.
+    """
     places = raw_tensors(model)
-    check_weights(weights, {n: shape for n, (_, shape) in places.items()})
+    check_weights(weights, {n: place.shape for n, place in places.items()})
     result = bytearray(model)
     for name, value in weights.items():
-        data = np.ascontiguousarray(value, "<f4").tobytes()
-        offset = places[name][0]
-        result[offset : offset + len(data)] = data
+        place = places[name]
+        array = np.asarray(value)
+        if array.dtype != place.dtype and place.dtype != "float32":
+            how = (quantized or {}).get(name)
+            if how is None:
+                raise DataError(f"weight {name!r} is made of {place.dtype}, given {array.dtype}")
+            array = quantize(array, how, view_weights(model, [name])[name])
+        data = np.ascontiguousarray(array, np.dtype(place.dtype).newbyteorder("<")).tobytes()
+        result[place.offset : place.offset + len(data)] = data
     return bytes(result)
 
 
-def view_weights(model: bytes, names: Sequence[str]) -> dict[str, FloatArray]:
-    """Read-only views of weights inside a serialized model (no copy). Raises ModelError."""
+def view_weights(model: bytes, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    """Read-only views of weights inside a serialized model (no copy), integers as they are. Raises ModelError."""
     places = raw_tensors(model)
     result = {}
     for name in names:
         if name not in places:
             raise ModelError(f"weight {name!r} is not in the model")
-        offset, shape = places[name]
+        offset, dtype, shape = places[name]
         count = int(np.prod(shape, dtype=np.int64))
-        result[name] = np.frombuffer(model, "<f4", count, offset).reshape(shape)
+        result[name] = np.frombuffer(model, np.dtype(dtype).newbyteorder("<"), count, offset).reshape(shape)
     return result
 
 
+def real_values(
+    arrays: Mapping[str, npt.NDArray[Any]], quantized: Mapping[str, Quantization]
+) -> dict[str, FloatArray]:
+    """Copies of weights as float32: what the integers stand for, and other weights as they are."""
+    return {n: dequantize(a, quantized[n]) if n in quantized else a.astype(np.float32) for n, a in arrays.items()}
+
+
 def read_weights(model: str | Path | bytes) -> dict[str, FloatArray]:
-    """The trainable tensors of a model: {initializer name: float32 array}. Needs `onnx`. Raises ModelError."""
+    """The trainable tensors of a model: {initializer name: float32 array}, of integers what they stand for.
+
+    Needs `onnx`. Raises ModelError.
+    """
     from .onnxio import load_model, normalize
 
     proto = normalize(*load_model(model))
-    return {n: v.copy() for n, v in view_weights(proto.SerializeToString(), weight_names(proto)).items()}
+    names = weight_names(proto)
+    return real_values(view_weights(proto.SerializeToString(), names), quantizations(proto, names))
 
 
 def export_model(model: str | Path | bytes, weights: Mapping[str, FloatArray]) -> bytes:
     """An inference model with these weights in place of its own (names as from `read_weights`).
 
-    Needs `onnx` unless the model was written by this package. Raises ModelError, DataError.
+    Integer weights take the nearest values that they can stand for; those that were read come back exactly. Needs
+    `onnx` unless the model was written by this package and has float32 weights. Raises ModelError, DataError.
     """
     data = model if isinstance(model, bytes) else None
-    if data is not None and all(name in raw_tensors(data) for name in weights):
-        return patch(data, weights)
+    if data is not None:
+        places = raw_tensors(data)
+        if all(name in places and places[name].dtype == "float32" for name in weights):
+            return patch(data, weights)
     from .onnxio import load_model, normalize
 
-    return patch(normalize(*load_model(model)).SerializeToString(), weights)
+    proto = normalize(*load_model(model))
+    return patch(proto.SerializeToString(), weights, quantizations(proto, weights))

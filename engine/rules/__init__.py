@@ -1,9 +1,9 @@
 """Gradients of operators, one family per file; importing this package fills the table."""
 
-from . import activation, conv, elementwise, linear, normal, pool, reduce, shape, stops
-from .table import RULES, STOPS, Entry, Site
+from . import activation, conv, elementwise, linear, normal, pool, quantize, reduce, shape, stops
+from .table import QUANTIZERS, RULES, STOPS, Entry, Site
 
 __all__ = [
-    "RULES", "STOPS", "Entry", "Site",
-    "activation", "conv", "elementwise", "linear", "normal", "pool", "reduce", "shape", "stops",
+    "QUANTIZERS", "RULES", "STOPS", "Entry", "Site",
+    "activation", "conv", "elementwise", "linear", "normal", "pool", "quantize", "reduce", "shape", "stops",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ import math
 from .table import Site, gradient, gradient_each
 
 #: Numbers of the element types in ONNX that a gradient can have.
-_FLOATS = {"float32": 1, "float16": 10, "float64": 11}
+FLOATS = {"float32": 1, "float16": 10, "float64": 11}
 
 
 def _binary(s: Site, gradient_of_result: str, index: int) -> str:
@@ -173,4 +173,6 @@ def _(s: Site) -> str:
 @gradient("Cast", 0)
 def _(s: Site) -> str:
     source = s.graph.types[s.x()].dtype
-    return s.g if source == s.graph.types[s.y].dtype else s.op("Cast", s.g, to=_FLOATS[source])
+    if source not in FLOATS:
+        s.refuse("it reads quantized integers as numbers; use DequantizeLinear")
+    return s.g if source == s.graph.types[s.y].dtype else s.op("Cast", s.g, to=FLOATS[source])

@@ -144,6 +144,8 @@ class Entry:
 RULES: dict[str, Entry] = {}
 #: Operator -> why no gradient flows through it. Its inputs count as constants.
 STOPS: dict[str, str] = {}
+#: Operators whose integers stand for real numbers: a gradient flows through them, and on through integers.
+QUANTIZERS: set[str] = set()
 
 
 def gradient(op: str, index: int) -> Callable[[Rule], Rule]:
