@@ -116,7 +116,9 @@ def random_source(seed: int, step: int, group: int) -> np.random.Generator:
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence((seed, step, group))))
 
 
-def move(integers: IntegerArray, change: FloatArray, how: Quantization, start: int, random: np.random.Generator) -> None:
+def move(
+    integers: IntegerArray, change: FloatArray, how: Quantization, start: int, random: np.random.Generator
+) -> None:
     """Change integers in place so that the mean change of what they stand for is `change` (which is overwritten).
 
     `integers` and `change` are flat, the elements from `start` on of the tensor. A change of 0 leaves an integer as it
@@ -128,9 +130,8 @@ def move(integers: IntegerArray, change: FloatArray, how: Quantization, start: i
     # beyond this every weight is at the end of its range; it keeps the conversion defined
     reach = np.float32(how.high) - np.float32(how.low)
     np.clip(change, -reach, reach, out=change)
-    wide = np.int32 if integers.dtype.itemsize < 4 else np.int64
-    moved = change.astype(wide)
-    moved += integers
+    moved: IntegerArray = change.astype(np.int32 if integers.dtype.itemsize < 4 else np.int64)
+    np.add(moved, integers, out=moved)
     np.clip(moved, how.low, how.high, out=moved)
     integers[...] = moved
 
@@ -148,7 +149,7 @@ def kept_range(integers: IntegerArray, zero_point: npt.NDArray[np.int32]) -> tup
         return low, high
     least, most = int(integers.min()), int(integers.max())
     if low < 0:
-        if (least, most) != (0, 0) and -64 <= least and most <= 64:
+        if (least, most) != (0, 0) and least >= -64 and most <= 64:
             return -64, 64
         return (low + 1 if least > low and not zero_point.any() else low), high
     return (0, 127) if 0 < most <= 127 and (zero_point <= 127).all() else (0, high)

@@ -271,9 +271,7 @@ def view_weights(model: bytes, names: Sequence[str]) -> dict[str, npt.NDArray[An
     return result
 
 
-def real_values(
-    arrays: Mapping[str, npt.NDArray[Any]], quantized: Mapping[str, Quantization]
-) -> dict[str, FloatArray]:
+def real_values(arrays: Mapping[str, npt.NDArray[Any]], quantized: Mapping[str, Quantization]) -> dict[str, FloatArray]:
     """Copies of weights as float32: what the integers stand for, and other weights as they are."""
     return {n: dequantize(a, quantized[n]) if n in quantized else a.astype(np.float32) for n, a in arrays.items()}
 

@@ -108,10 +108,8 @@ def _(s: Site) -> str:
         s.refuse(f"{error}; calibrate the model again")
     axis, block = _axis(s), int(s.attribute("block_size", 0))
     least, most = (s.builder.constant(spread(e, s.shape(), axis, block)) for e in ends)
-    if scale.size == 1:
-        clipped = s.op("Clip", s.x(), least, most)
-    else:
-        clipped = s.op("Min", s.op("Max", s.x(), least), most)
+    one = scale.size == 1
+    clipped = s.op("Clip", s.x(), least, most) if one else s.op("Min", s.op("Max", s.x(), least), most)
     unsaturated = s.op("Cast", s.op("Equal", s.x(), clipped), to=1)
     masked = s.op("Mul", s.g, unsaturated)
     return masked if scale.dtype == np.float32 else s.op("Cast", masked, to=FLOATS[scale.dtype.name])
@@ -124,7 +122,7 @@ def _(s: Site) -> str:
     origin = _origin(s)
     if origin is None:
         return g
-    given = s.graph.constants[origin.inputs[1]] if origin.inputs[1] in s.graph.constants else None
+    given = s.graph.constants.get(origin.inputs[1])
     if given is not None and given.size == scale.size == 1:
         # a value in the units of the quantizer may be read in other units
         ratio = float(scale.reshape(())) / float(given.reshape(()))

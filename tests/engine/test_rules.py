@@ -268,7 +268,8 @@ def test_gradient_is_pytorch_s(case: Case) -> None:
 
 
 def test_every_rule_has_a_case() -> None:
-    assert {c.op for c in CASES} == set(RULES)
+    # the slope of rounding is no gradient: quantizers are compared with PyTorch's in test_quantized.py
+    assert {c.op for c in CASES} == set(RULES) - {"QuantizeLinear", "DequantizeLinear"}
 
 
 def test_a_wrong_rule_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
