@@ -71,7 +71,7 @@ def arrange(info: Description) -> Exchange:
 
     def size(name: str) -> int:
         base = name.removeprefix(GRADIENT)
-        return bytes_of("float32" if base != name else kinds[base][0], kinds[base][1])
+        return bytes_of(*kinds[base])
 
     begun: set[str] = set()
     for index, step in enumerate(steps):

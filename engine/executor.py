@@ -113,11 +113,12 @@ class Executor:
 
         def at(slot: str, name: str) -> Array:
             base = name.removeprefix(GRADIENT)
-            kind = kinds.get(base, np.dtype(np.float32)) if base == name else np.dtype(np.float32)
+            kind = kinds.get(base, np.dtype(np.float32))
             shape = shapes[base]
             begin = exchange.offsets[slot]
             count = int(np.prod(shape, dtype=np.int64))
-            return self._buffer[begin : begin + count * kind.itemsize].view(kind).reshape(shape)
+            array: Array = self._buffer[begin : begin + count * kind.itemsize].view(kind).reshape(shape)
+            return array
 
         bound = _Bound(step_session(model, threads), None, [])
         bound.binding = bound.session.io_binding()

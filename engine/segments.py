@@ -18,19 +18,11 @@ from itertools import pairwise
 from . import onnxio
 from .differentiate import dependents, differentiate
 from .graph import Builder, Graph, Node, TensorType
-from .lifetimes import peak
+from .kernels import work
+from .lifetimes import trace
 from .loss import LOSS
 from .passes import lower
 from .plan import GRADIENT
-
-#: Operators that the runtime runs in the memory of an input that dies there.
-IN_PLACE = frozenset(
-    {
-        *("Add", "Sub", "Mul", "Div", "Neg", "Exp", "Log", "Sqrt", "Reciprocal", "Abs", "Clip"),
-        *("Relu", "LeakyRelu", "Sigmoid", "HardSigmoid", "Tanh", "Softmax", "LogSoftmax"),
-        *("Identity", "Dropout", "Reshape", "Squeeze", "Unsqueeze", "Flatten"),
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +34,10 @@ class Step:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     model: bytes
-    #: Bytes the session is expected to allocate beyond what it reads and writes.
+    #: How far the session reaches into its arena, in bytes: what it allocates beyond what it reads and writes.
     workspace: int
+    #: Bytes alive in the arena while each node runs.
+    alive: tuple[int, ...]
     operators: int
 
 
@@ -119,14 +113,14 @@ def _write(
     """One model that computes `outputs` ({name outside: name inside}) from whatever it needs."""
     written = [*nodes, *builder.nodes]
     produced = {o for n in written for o in n.outputs}
-    tail = [
+    written += [
         Node("Identity", (inside,), (outside,), name=f"out_{outside}")
         for outside, inside in outputs.items()
         if outside != inside or inside not in produced
     ]
     alive = set(outputs)
     kept: list[Node] = []
-    for node in reversed([*written, *tail]):
+    for node in reversed(written):
         if alive.intersection(node.outputs):
             kept.append(node)
             alive.update(i for i in node.inputs if i)
@@ -145,27 +139,8 @@ def _write(
     plain = onnxio.to_bytes(kept, arguments, results, used, graph.opset)
     known = onnxio.infer_types(plain)
     program = lower(kept, known | types, used, reads, list(outputs), graph.opset, block)
-    workspace = _workspace(program.nodes, program.types, set(reads) | set(outputs))
     model = onnxio.to_bytes(program.nodes, arguments, results, program.constants, graph.opset)
-    return Step(kind, segment, tuple(reads), tuple(outputs), model, workspace, len(program.nodes))
-
-
-def _workspace(nodes: Sequence[Node], types: dict[str, TensorType], external: set[str]) -> int:
-    """Bytes that a session is expected to allocate at once, its inputs and outputs not counted."""
-    sizes = {n: t.nbytes for n, t in types.items()}
-
-    def unfolded(index: int) -> int:
-        """The runtime unfolds the input of a convolution: channels of a group x kernel x positions, per thread."""
-        node = nodes[index]
-        if node.op not in ("Conv", "ConvTranspose") or any(i not in types for i in node.inputs[:2]):
-            return 0
-        kernel = types[node.inputs[1]].shape
-        wide = types[node.outputs[0] if node.op == "Conv" else node.inputs[0]] if node.outputs[0] in types else None
-        if wide is None or max(kernel[2:]) == 1:
-            return 0
-        rows = kernel[1]
-        for length in (*kernel[2:], *wide.shape[2:]):
-            rows *= length
-        return 4 * rows
-
-    return peak([(n.inputs, n.outputs) for n in nodes], sizes, external, unfolded, lambda i: nodes[i].op in IN_PLACE)
+    sizes = {n: t.nbytes for n, t in program.types.items()}
+    external = {*reads, *outputs, *program.constants}
+    workspace, curve = trace([work(n, program.types) for n in program.nodes], sizes, external)
+    return Step(kind, segment, tuple(reads), tuple(outputs), model, workspace, tuple(curve), len(program.nodes))

@@ -86,7 +86,7 @@ class Trainer:
         behind the one named have taken their (finite) step.
         """
         batch = check_batch(self.plan.info, inputs, targets)
-        if batch.parts > 1 or len(self._executor.groups) == 1:
+        if batch.parts > 1:
             loss, sums = self._accumulate(batch)
             self._steps += 1
             for index, gradient in sums.items():
@@ -124,7 +124,7 @@ class Trainer:
                 if index in sums:
                     sums[index] += gradient
                 else:
-                    sums[index] = gradient.copy() if batch.parts > 1 or self._executor.reuses else gradient
+                    sums[index] = gradient.copy()
         for index, gradient in sums.items():
             self._check_gradient(index, gradient)
         return total, sums
