@@ -6,7 +6,7 @@ the gradient rules and the model definitions all write through it. Protobuf is t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +59,22 @@ class Node:
     domain: str = ""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Body:
+    """What a node runs again and again (a subgraph in ONNX): a closed function of its inputs, seen by no pass.
+
+    The last `captured` inputs are the same in every run: the node that holds the body names them behind its own inputs,
+    so that whoever reads `Node.inputs` knows all that it depends on. `onnxio` spells them as ONNX does, by outer name.
+    """
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    dtype: str
+    outputs: tuple[str, ...]
+    constants: Mapping[str, Array]
+    captured: int
+
+
 @dataclass(slots=True)
 class Graph:
     """Nodes in topological order. `types` covers every tensor; `constants` holds values known when planning."""
@@ -72,6 +88,10 @@ class Graph:
     opset: int = 18
 
 
+#: Writes one turn of a loop: (builder, states, slices, captured) -> (new states, results of the turn).
+Loop = Callable[["Builder", Sequence[str], Sequence[str], Sequence[str]], tuple[Sequence[str], Sequence[str]]]
+
+
 class Builder:
     """Appends nodes; names outputs `<prefix><number>`; shares equal constants."""
 
@@ -80,6 +100,7 @@ class Builder:
         self.constants: dict[str, Array] = {}
         self._prefix = prefix
         self._shared: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._bodies = 0
 
     def op(self, op: str, *inputs: str, outputs: int = 1, name: str = "", **attributes: Any) -> str:
         """Append a node and return its first output; `name` names that output."""
@@ -93,6 +114,33 @@ class Builder:
         names = tuple(name or stem if i == 0 else f"{name or stem}.{i}" for i in range(outputs))
         self.nodes.append(Node(op, tuple(inputs), names, attributes, name=f"{stem}_{op}", domain=domain))
         return names
+
+    def scan(
+        self, states: Sequence[str], slices: Sequence[str], captured: Sequence[str], body: Loop,
+        backwards: bool = False, dtype: str = "float32",
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:  # fmt: skip
+        """Append a loop over the first axis of `slices`; returns the states at its end and the stacked results.
+
+        `body(builder, states, slices, captured)` writes one turn through a builder of its own and returns the new
+        states and the turn's results. `backwards` takes the slices, and stacks the results, from the last to the first.
+        """
+        self._bodies += 1
+        inner = Builder(f"{self._prefix}{self._bodies}:")
+        count = len(states) + len(slices) + len(captured)
+        formal = [f"{inner._prefix}i{i}" for i in range(count)]
+        split = len(states) + len(slices)
+        after, results = body(inner, formal[: len(states)], formal[len(states) : split], formal[split:])
+        # a body must not hand an input through as a result, nor one tensor twice
+        outputs: list[str] = []
+        for name in (*after, *results):
+            outputs.append(inner.op("Identity", name) if name in formal or name in outputs else name)
+        function = Body(tuple(inner.nodes), tuple(formal), dtype, tuple(outputs), inner.constants, len(captured))
+        names = self.multi(
+            "Scan", (*states, *slices, *captured), len(outputs), body=function, num_scan_inputs=len(slices),
+            scan_input_directions=[int(backwards)] * len(slices),
+            scan_output_directions=[int(backwards)] * len(results),
+        )  # fmt: skip
+        return names[: len(states)], names[len(states) :]
 
     def constant(self, value: Array) -> str:
         """The name of a constant with this value."""

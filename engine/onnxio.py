@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import onnx
 from onnx import helper, inliner, numpy_helper
 
 from .errors import ModelError, UnsupportedOperatorError
-from .graph import Array, Graph, Node, TensorType
+from .graph import Array, Body, Graph, Node, TensorType
 
 #: The lowest opset that emitted graphs use; models below it are converted. 18 made axes of all reductions inputs.
 OPSET = 18
@@ -296,6 +297,32 @@ def _without_dead(graph: Graph) -> Graph:
     return graph
 
 
+def _node_proto(node: Node) -> onnx.NodeProto:
+    inputs = list(node.inputs)
+    attributes = {}
+    for name, value in node.attributes.items():
+        if isinstance(value, Body):
+            attributes[name] = _body_proto(value, inputs)
+            del inputs[len(inputs) - value.captured :]
+        else:
+            attributes[name] = numpy_helper.from_array(value) if isinstance(value, np.ndarray) else value
+    return helper.make_node(node.op, inputs, node.outputs, name=node.name, domain=node.domain, **attributes)
+
+
+def _body_proto(body: Body, inputs: Sequence[str]) -> onnx.GraphProto:
+    """The subgraph; what it captures is read from outside by its outer name, the end of the node's inputs."""
+    own = len(body.inputs) - body.captured
+    outer = dict(zip(body.inputs[own:], inputs[len(inputs) - body.captured :], strict=True))
+    nodes = [replace(n, inputs=tuple(outer.get(i, i) for i in n.inputs)) for n in body.nodes]
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(body.dtype))
+    return helper.make_graph(
+        [_node_proto(n) for n in nodes], "body",
+        [helper.make_tensor_value_info(n, kind, None) for n in body.inputs[:own]],
+        [helper.make_tensor_value_info(n, kind, None) for n in body.outputs],
+        [numpy_helper.from_array(v, n) for n, v in body.constants.items()],
+    )  # fmt: skip
+
+
 def to_bytes(
     nodes: Iterable[Node],
     inputs: Mapping[str, TensorType],
@@ -318,15 +345,7 @@ def to_bytes(
     for node in nodes:
         domains.add(node.domain)
         used.update(node.inputs)
-        attributes = {
-            k: numpy_helper.from_array(v) if isinstance(v, np.ndarray) else v for k, v in node.attributes.items()
-        }
-        protos.append(
-            helper.make_node(
-                node.op, node.inputs, node.outputs, name=node.name, domain=node.domain,
-                **attributes,
-            )
-        )  # fmt: skip
+        protos.append(_node_proto(node))
     graph = helper.make_graph(
         protos, "sanderling",
         [info(n, t) for n, t in inputs.items()], [info(n, t) for n, t in outputs.items()],

@@ -29,10 +29,13 @@ FloatArray = npt.NDArray[np.float32]
 SLOTS: dict[str, tuple[int, ...]] = {
     "Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (0, 1, 2), "MatMul": (0, 1), "Gather": (0,), "PRelu": (1,),
     "BatchNormalization": (1, 2), "LayerNormalization": (1, 2), "Add": (0, 1), "Mul": (0, 1),
+    "LSTM": (1, 2, 3, 5, 6, 7), "GRU": (1, 2, 3, 5), "RNN": (1, 2, 3, 5),
 }  # fmt: skip
 #: Where a single number is a setting of a formula, not something learned.
 _MANY_ONLY = ("Add", "Mul")
-_MOVES = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
+#: Where zeros are the way to say "nothing": the initial states of recurrent layers.
+_STATES = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
+_MOVES = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Expand", "Concat")
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW = 7, 5, 1, 2, 8, 9
 #: Element types of weights, by their number in ONNX.
 _KINDS = {1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32"}
@@ -47,24 +50,51 @@ class Place(NamedTuple):
 
 
 def weight_names(proto: onnx.ModelProto) -> list[str]:
-    """The weights of a normalized model, in the order of the file."""
-    kinds = {t.name: _KINDS.get(t.data_type, "") for t in proto.graph.initializer}
-    sizes = {t.name: int(np.prod(t.dims, dtype=np.int64)) for t in proto.graph.initializer if kinds[t.name]}
-    origin = {name: name for name in sizes}
+    """The weights of a normalized model, in the order of the file.
+
+    An initial state of a recurrent layer is a weight where it is not zero and the same for all samples. Raises
+    ModelError for one that the exporter has repeated for every sample, so that it can no longer be learned.
+    """
+    tensors = {t.name: t for t in proto.graph.initializer}
+    kinds = {name: _KINDS.get(t.data_type, "") for name, t in tensors.items()}
+    sizes = {name: int(np.prod(t.dims, dtype=np.int64)) for name, t in tensors.items() if kinds[name]}
+    origin = {name: {name} for name in sizes}
     real = {name for name in sizes if kinds[name] == "float32"}  # tensors that stand for their own values
     found: set[str] = set()
     for node in proto.graph.node:
-        if node.op_type in (*_MOVES, "QuantizeLinear", "DequantizeLinear") and node.input[0] in origin:
-            origin[node.output[0]] = origin[node.input[0]]
-            if node.op_type == "DequantizeLinear" or (node.op_type in _MOVES and node.input[0] in real):
-                real.add(node.output[0])
+        if node.op_type in (*_MOVES, "QuantizeLinear", "DequantizeLinear"):
+            read = node.input if node.op_type == "Concat" else node.input[:1]
+            if node.op_type == "Expand" and sizes.get(node.input[0]) == 1:
+                continue  # a single number, repeated, fills a tensor: nothing learned
+            if all(name in origin for name in read):
+                origin[node.output[0]] = set().union(*(origin[name] for name in read))
+                if node.op_type == "DequantizeLinear" or (node.op_type in _MOVES and real.issuperset(read)):
+                    real.add(node.output[0])
         for slot in SLOTS.get(node.op_type, ()):
-            if slot < len(node.input) and node.input[slot] in origin and node.input[slot] in real:
-                name = origin[node.input[slot]]
-                if sizes[name] > 1 or node.op_type not in _MANY_ONLY:
+            given = node.input[slot] if slot < len(node.input) else ""
+            for name in origin[given] if given in real else ():
+                if sizes[name] == 1 and node.op_type in _MANY_ONLY:
+                    continue
+                if slot not in _STATES.get(node.op_type, ()) or _learned_state(node, tensors[name], name == given):
                     found.add(name)
     known = quantizations(proto, found - {n for n in found if kinds[n] == "float32"})
     return [name for name in sizes if name in found and (kinds[name] == "float32" or name in known)]
+
+
+def _learned_state(node: onnx.NodeProto, tensor: onnx.TensorProto, direct: bool) -> bool:
+    """Whether a constant that becomes an initial state [D, N, H] was learned."""
+    values = np.frombuffer(tensor.raw_data, "<f4") if _KINDS[tensor.data_type] == "float32" else np.zeros(1)
+    if not values.any() or values.size == 1:
+        return False
+    states = values.reshape(tensor.dims)
+    if not direct or states.shape[1] == 1:
+        return True
+    if (states == states[:, :1]).all():
+        raise ModelError(
+            f"the initial state {tensor.name!r} of {node.op_type} (node {node.name!r}) is written out for "
+            f"{states.shape[1]} samples, so that it cannot be trained; export the model with a free batch dimension"
+        )
+    return False
 
 
 def quantizations(proto: onnx.ModelProto, names: Collection[str], source: str = "model") -> dict[str, Quantization]:

@@ -30,6 +30,7 @@ class Site:
         self.node = node
         self.gradients = gradients
         self._written: dict[tuple[str, tuple[str, ...], str], str] = {}
+        self._parts: dict[tuple[str, int, int], tuple[str, ...]] = {}
         self._shared: dict[Callable[[Site], Any], Any] = {}
 
     @property
@@ -81,6 +82,16 @@ class Site:
             self._written[key] = self.builder.op(op, *inputs, **attributes)
         return self._written[key]
 
+    def parts(self, tensor: str, axis: int, count: int) -> tuple[str, ...]:
+        """Equal parts of a tensor along an axis; the tensor itself for one."""
+        key = tensor, axis, count
+        if key not in self._parts:
+            whole = (tensor,)
+            self._parts[key] = (
+                whole if count == 1 else self.builder.multi("Split", whole, count, axis=axis, num_outputs=count)
+            )
+        return self._parts[key]
+
     def shared(self, work: Callable[[Site], T]) -> T:
         """The result of `work(site)`, which is called once however many rules of the node ask for it."""
         if work not in self._shared:
@@ -94,7 +105,8 @@ class Site:
 
     def scalar(self, value: float) -> str:
         """A constant of rank 0, in the element type of the node."""
-        return self.builder.constant(np.array(value, self.graph.types[self.y].dtype))
+        output = next(o for o in self.node.outputs if o)
+        return self.builder.constant(np.array(value, self.graph.types[output].dtype))
 
     def reshape(self, tensor: str, shape: Sequence[int]) -> str:
         """Append a Reshape to a static shape."""

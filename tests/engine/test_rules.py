@@ -234,6 +234,24 @@ CASES: list[Case] = [
          lambda x, s, b: F.layer_norm(x, (3, 5), s, b), {"axis": 1}, label="two-axes"),
 ]  # fmt: skip
 
+
+def recurrent(op: str, gates: int, **attributes: Any) -> Case:
+    """One layer of 4 units over 5 steps of 3 inputs; many more cases in test_recurrent.py."""
+    shapes = {"x": (5, 2, 3), "w": (1, 4 * gates, 3), "r": (1, 4 * gates, 4), "b": (1, 8 * gates)}
+    order = {"LSTM": [0, 2, 3, 1], "GRU": [1, 0, 2], "RNN": [0]}[op]  # where PyTorch's gates are in ONNX
+
+    def reference(x: Any, w: Any, r: Any, b: Any) -> Any:
+        turned = [torch.cat([t.chunk(gates)[k] for k in order]) for t in (w[0], r[0], *b[0].chunk(2))]
+        states = [torch.zeros(1, 2, 4)] * (2 if op == "LSTM" else 1)
+        given = (x, states if op == "LSTM" else states[0], turned, True, 1, 0.0, False, False, False)
+        y, *last = getattr(torch._VF, "rnn_tanh" if op == "RNN" else op.lower())(*given)
+        return (y[:, None], *last)
+
+    return Case(op, shapes, reference, {"hidden_size": 4, **attributes}, outputs=3 if op == "LSTM" else 2)
+
+
+CASES += [recurrent("LSTM", 4), recurrent("GRU", 3, linear_before_reset=1), recurrent("RNN", 1)]
+
 #: Cases that the reference interpreter of ONNX cannot run in double precision: compared with PyTorch only.
 NOT_NUMERIC = {
     "Erf": "the reference interpreter rounds Erf to single precision",
