@@ -25,14 +25,16 @@ class Batch:
     arrays: dict[str, Array]
     samples: int
     size: int
+    #: What the sum of the samples' losses is divided by to become the mean: their number, unless the loss says other.
+    weight: float
 
     @property
     def parts(self) -> int:
         """Number of micro-batches."""
         return -(-self.samples // self.size)
 
-    def fill(self, part: int, buffers: Mapping[str, Array]) -> None:
-        """Copy one micro-batch into the session inputs."""
+    def fill(self, part: int, buffers: Mapping[str, Array], weight: float) -> None:
+        """Copy one micro-batch into the session inputs, each sample at this weight."""
         begin = part * self.size
         count = min(self.size, self.samples - begin)
         for name, array in self.arrays.items():
@@ -40,9 +42,9 @@ class Batch:
             buffer[:count] = array[begin : begin + count]
             if count < self.size:
                 buffer[count:] = array[begin]
-        weight = buffers[SAMPLE_WEIGHT]
-        weight[:count] = 1 / self.samples
-        weight[count:] = 0
+        weights = buffers[SAMPLE_WEIGHT]
+        weights[:count] = weight
+        weights[count:] = 0
 
 
 def check_batch(info: Description, inputs: Any, targets: Any) -> Batch:
@@ -71,7 +73,7 @@ def check_batch(info: Description, inputs: Any, targets: Any) -> Batch:
             raise DataError(f"{name!r} has {len(array)} samples, {info.inputs[0].name!r} has {samples}")
     if samples == 0:
         raise DataError("the batch has no samples")
-    return Batch(arrays, samples, info.micro_batch)
+    return Batch(arrays, samples, info.micro_batch, float(samples))
 
 
 def _targets(info: Description, wanted: list[Tensor], targets: Any) -> list[tuple[Tensor, Any]]:

@@ -71,6 +71,8 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trainable: tuple[str, ...]
     tensors: tuple[Tensor, ...]
     steps: tuple[StepInfo, ...]
+    optimizer_state: str = "float32"  # a name of `optimizers.STATE_FORMATS`
+    hold_gradients: bool = False  # whether all gradients of a step are held at once, and counted in the peak
 
 
 @dataclass(slots=True)
@@ -110,7 +112,7 @@ class TrainingPlan:
         how = "measured in a trial run" if info.measured else "estimated"
         rows = [
             ("model", info.source),
-            ("loss, optimizer", f"{info.loss}, {info.optimizer}"),
+            ("loss, optimizer", f"{info.loss}, {info.optimizer} with its state in {info.optimizer_state}"),
             ("weights", f"{scalars:,} in {len(info.weights)} tensors, {trained:,} trained"),
             ("batch", f"{info.batch} in micro-batches of {info.micro_batch}"),
             ("segments", f"{info.segments}, recomputing {info.recompute_ratio:.0%} of the forward pass"),

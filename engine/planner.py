@@ -23,7 +23,7 @@ from .graph import Builder, Graph
 from .lifetimes import last_uses
 from .loss import LABELS, LOSS, SAMPLE_WEIGHT, TARGETS, TEACHER, attach_loss, loss_options
 from .memory import format_size
-from .optimizers import check_optimizer
+from .optimizers import check_optimizer, check_state, state_bytes
 from .plan import GRADIENT, VERSION, Description, StepInfo, Tensor, TrainingPlan
 from .segments import Step, crossing, write_steps
 from .trial import measure_baseline, measure_peak
@@ -57,6 +57,8 @@ def compile(
     batch: int = 8,
     memory_limit: int | None = None,
     optimizer: str = "adam",
+    optimizer_state: str = "float32",
+    hold_gradients: bool = False,
     trainable: str | Sequence[str] = "all",
     precision: str = "auto",
     output: str | None = None,
@@ -75,6 +77,11 @@ def compile(
     `loss`: "cross_entropy" (targets int64 [N]), "mse" (targets float32 like the output), "distillation" (targets
     {"labels": int64 [N], "teacher": float32 logits [N, C]}; `loss_options`: temperature=2.0, hard_weight=0.5).
     `memory_limit`: most resident bytes of the process that trains, everything included; None for no limit.
+    `optimizer_state`: "float32", or a byte per running mean of large tensors: "dynamic8" (nearly as exact), "fixed8",
+    "e4m3", "e5m2".
+    `hold_gradients`: keep all gradients of a step until the last is known, 4 bytes per trained weight: makes clipping
+    by norm one pass instead of two, lets `Trainer.accumulate` work under a limit, and keeps all weights after a
+    gradient that is not finite.
     `trainable`: "all", "last", "bias", or a list of name patterns. `precision`: "auto" or "float32".
     `output`: which output the loss reads (the first). `micro_batch`, `segments`: fix what is otherwise chosen.
     `reserve`: bytes that the training process needs besides (its data). `trial`: measure the plan in a fresh process;
@@ -87,7 +94,10 @@ def compile(
         raise EngineError(f'precision={precision!r}: this version trains in float32; use "auto" or "float32"')
     if batch < 1 or threads < 1 or (micro_batch is not None and not 1 <= micro_batch <= batch):
         raise EngineError("batch and threads must be at least 1, and micro_batch between 1 and batch")
+    check_optimizer(optimizer)
+    check_state(optimizer_state)
     planner = _Planner(model, loss, dict(loss_options or {}), batch, optimizer, trainable, output, threads, sizes or {})
+    planner.optimizer_state, planner.hold_gradients = optimizer_state, hold_gradients
     ways = planner.ways(micro_batch, segments)
     measure = memory_limit is not None if trial is None else trial
     return _choose(planner, ways, memory_limit, reserve, measure)
@@ -139,7 +149,7 @@ class _Planner:
         self.loss, self.options = loss, loss_options(loss, options)
         self.batch, self.optimizer, self.threads, self.output = batch, optimizer, threads, output
         self.block = block_size()
-        self.state_rows = check_optimizer(optimizer)
+        self.optimizer_state, self.hold_gradients = "float32", False
         self.data = self.proto.SerializeToString()  # what the export starts from, its free sizes still free
         onnxio.fix_sizes(self.proto, sizes)
         self.static = onnxio.static_batch(self.proto)
@@ -198,14 +208,19 @@ class _Planner:
                 found.append(_Way(size, cuts, seconds))
         return sorted(found, key=lambda way: (way.seconds, way.micro_batch, way.cuts))
 
+    def state_bytes(self) -> int:
+        """Bytes of the optimizer's running means."""
+        graph, _ = self.graph(self.static or 1)
+        return state_bytes(self.optimizer, self.optimizer_state, [graph.types[w].shape for w in self.trainable])
+
     def beyond(self, way: _Way) -> int:
         """Predicted peak of the training process beyond the baseline, in bytes."""
         steps = self.steps(way.micro_batch, way.cuts)
         graph, _ = self.graph(way.micro_batch)
         weights = sum(graph.types[w].nbytes for w in self.weights)
         trained = sum(graph.types[w].nbytes for w in self.trainable)
-        fixed = weights * 2 + trained * self.state_rows  # the model's bytes are kept for the export
-        if way.micro_batch < self.batch:
+        fixed = weights * 2 + self.state_bytes()  # the model's bytes are kept for the export
+        if way.micro_batch < self.batch or self.hold_gradients:
             fixed += trained
         fixed += sum(graph.types[i].nbytes for i in graph.inputs) + sum(len(s.model) for s in steps)
         fixed += sum(SESSION_BYTES + OPERATOR_BYTES * s.operators for s in steps)
@@ -234,6 +249,7 @@ class _Planner:
             tensors([i for i in graph.inputs if i not in targets]), tensors(targets), classes,
             tensors(self.weights), tuple(self.trainable), tensors(sorted(crossing_names - known)),
             tuple(StepInfo(s.kind, s.segment, s.reads, s.writes, s.workspace, s.operators) for s in steps),
+            optimizer_state=self.optimizer_state, hold_gradients=self.hold_gradients,
         )  # fmt: skip
         return TrainingPlan(info, [s.model for s in steps], self.data, probe_model(block) if block else b"")
 

@@ -1,12 +1,14 @@
 """`Trainer`: steps of training, from arrays to new weights. Needs no `onnx`.
 
 Strategy: everything is checked before anything changes; a batch of any size passes through in micro-batches, the last
-one filled up with samples of weight 0; gradients are applied group by group as they arrive when there is a single
-micro-batch, and added up first when there are several.
+one filled up with samples of weight 0. Gradients are applied group by group as they arrive where nothing forbids it;
+they are added up first when there are several micro-batches, when they are collected over several calls
+(`accumulate`), and when they are to be clipped by their norm, which is known last.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,43 +16,66 @@ from typing import Any
 
 import numpy as np
 
-from ..host.files import write_durably
+from ..host.files import open_durably
 from .batches import Batch, check_batch
-from .checkpoint import State, read_checkpoint, write_checkpoint
-from .errors import NonFiniteError
-from .executor import Executor, FloatArray
+from .checkpoint import Settings, State, open_checkpoint, write_checkpoint
+from .clipping import check_clipping, norm_factor, squared_norm
+from .errors import EngineError, NonFiniteError
+from .executor import Executor, FloatArray, Group
 from .graph import Array
-from .optimizers import make_optimizer
+from .optimizers import OptimizerState, Slot, make_optimizer
 from .plan import TrainingPlan
-from .weights import check_weights, patch, view_weights
+from .schedules import Schedule, as_schedule
+from .weights import check_weights, patched, view_weights
 
 Inputs = Array | Mapping[str, Array]
 Targets = Array | Mapping[str, Array] | tuple[Array, Array]
+
+#: What `decay` may be.
+_DECAY = ("all", "matrices")
 
 
 class Trainer:
     """Trains the model of a plan.
 
-    `learning_rate` and the options of the optimizer (sgd: momentum=0.9, weight_decay=0; adam: beta1=0.9, beta2=0.999,
-    epsilon=1e-8, weight_decay=0) may be changed at any time through `learning_rate`, else they stay.
-    Raises EngineError for options that do not exist.
+    `learning_rate`: a number, or a schedule (`schedules`); may be changed at any time. `options` of the optimizer:
+    sgd: momentum=0.9, weight_decay=0; adam: beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0. Weight decay is
+    decoupled; `decay="matrices"` leaves out biases and the scales of normalizations (tensors with fewer than two
+    dimensions above 1). `clip_value`: no number of a gradient is larger; `clip_norm`: nor the Euclidean length of
+    all gradients together. `seed`: of everything random. Raises EngineError for what does not exist.
 
-    Inputs are {input name: array [N, ...]}, or the array itself when the model has one input. Targets are, by loss:
-    cross_entropy: integer labels [N]; mse: float32 of the output's shape; distillation: (labels [N], teacher logits
-    [N, C]) or {"labels": ..., "teacher": ...} (labels may be left out when hard_weight is 0).
-    N may be any number of samples; the loss is their mean.
+    Inputs are {input name: array [N, ...]}, or the array itself when the model has one input. Targets are described
+    with each loss (docs/reference/losses.md). N may be any number of samples; the loss is their mean.
     """
 
-    def __init__(self, plan: TrainingPlan, learning_rate: float = 1e-3, **options: float) -> None:
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        learning_rate: float | Schedule = 1e-3,
+        *,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        decay: str = "all",
+        seed: int = 0,
+        **options: float,
+    ) -> None:
         self.plan = plan
-        self._options = options
-        self._optimizer = make_optimizer(plan.info.optimizer, learning_rate, options)
+        schedule = as_schedule(learning_rate)
+        make_optimizer(plan.info.optimizer, schedule.rate(1), options)
+        check_clipping(clip_norm, clip_value)
+        if decay not in _DECAY:
+            raise EngineError(f"decay={decay!r}: choose one of {', '.join(_DECAY)}")
+        self._settings = Settings(schedule, options, clip_norm, clip_value, decay, seed)
         names = [t.name for t in plan.info.weights]
         self._executor = Executor(plan, view_weights(plan.model, names))
-        self._state = {
-            i: np.zeros((self._optimizer.rows, g.size), np.float32) for i, g in self._executor.groups.items()
+        self._states = {
+            i: OptimizerState(plan.info.optimizer, plan.info.optimizer_state, _slots(g, decay))
+            for i, g in self._executor.groups.items()
         }
         self._steps = 0
+        self._pending = 0.0
+        self._sums: dict[int, FloatArray] = {}
+        self._random = np.random.default_rng(seed)
 
     @property
     def steps(self) -> int:
@@ -59,12 +84,18 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """Step size of the optimizer; may be set between steps."""
-        return self._optimizer.learning_rate
+        """Step size of the next step; setting it to a number or a schedule replaces the schedule."""
+        return self._settings.schedule.rate(self._steps + 1)
 
     @learning_rate.setter
-    def learning_rate(self, value: float) -> None:
-        self._optimizer = make_optimizer(self.plan.info.optimizer, value, self._options)
+    def learning_rate(self, value: float | Schedule) -> None:
+        s = self._settings
+        self._settings = Settings(as_schedule(value), s.options, s.clip_norm, s.clip_value, s.decay, s.seed)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the optimizer's running means."""
+        return sum(state.nbytes for state in self._states.values())
 
     def gradients(self, inputs: Inputs, targets: Targets) -> tuple[float, dict[str, FloatArray]]:
         """The mean loss of a batch and its gradient for every trained weight. Changes nothing.
@@ -72,27 +103,47 @@ class Trainer:
         Raises DataError, NonFiniteError, MemoryLimitError.
         """
         batch = check_batch(self.plan.info, inputs, targets)
-        loss, sums = self._accumulate(batch)
+        sums: dict[int, FloatArray] = {}
+        loss = self._add(batch, sums, 1 / batch.weight)
+        self._check_sums(sums)
         result: dict[str, FloatArray] = {}
         for index, group in self._executor.groups.items():
             result |= group.views(sums[index])
         return loss, result
 
+    def loss(self, inputs: Inputs, targets: Targets) -> float:
+        """The mean loss of a batch (computes the gradient as well, and drops it)."""
+        batch = check_batch(self.plan.info, inputs, targets)
+        return sum(self._passes(batch, 1 / batch.weight, None))
+
     def step(self, inputs: Inputs, targets: Targets) -> float:
         """Train on one batch; returns the mean loss before the step.
 
         Raises DataError, MemoryLimitError, NonFiniteError. After a loss that is not finite all weights are as they
-        were; after such a gradient too, unless the plan has several segments and one micro-batch: then segments
-        behind the one named have taken their (finite) step.
+        were; after such a gradient too, unless gradients are applied as they arrive (several segments, one
+        micro-batch, no clipping by norm, a plan without `hold_gradients`): then segments behind the one named have
+        taken their (finite) step.
         """
+        if self._pending:
+            raise EngineError("gradients are being accumulated: apply() them, or discard() them, before a whole step")
         batch = check_batch(self.plan.info, inputs, targets)
-        if batch.parts > 1:
-            loss, sums = self._accumulate(batch)
-            self._steps += 1
-            for index, gradient in sums.items():
-                self._apply(index, gradient)
+        alone = batch.parts == 1 and len(self._executor.groups) == 1
+        clip = self._settings.clip_norm
+        if not alone and (batch.parts > 1 or self.plan.info.hold_gradients or (clip is not None and self._may_hold)):
+            self._sums.clear()
+            loss = self._add(batch, self._sums, 1 / batch.weight)
+            self._apply_sums(1.0)
             return loss
-        batch.fill(0, self._executor.inputs)
+        factor = 1.0
+        if clip is not None and not alone:
+            # no room to hold all gradients: one pass for their norm, another to apply them (as LOMO does)
+            batch.fill(0, self._executor.inputs, 1 / batch.weight)
+            squares = [self._check_gradient(*i) for i in self._executor.run() if not isinstance(i, float)]
+            factor = norm_factor(sum(squares), clip)
+        return self._step_as_they_arrive(batch, factor, clip if alone else None)
+
+    def _step_as_they_arrive(self, batch: Batch, factor: float, clip: float | None) -> float:
+        batch.fill(0, self._executor.inputs, 1 / batch.weight)
         loss = math.nan
         counted = False
         for item in self._executor.run():
@@ -100,34 +151,93 @@ class Trainer:
                 loss = self._finite(item)
                 continue
             index, gradient = item
-            self._check_gradient(index, gradient, counted)
+            square = self._check_gradient(index, gradient, counted)
+            if clip is not None:
+                factor = norm_factor(square, clip)
             if not counted:
                 self._steps += 1
                 counted = True
-            self._apply(index, gradient)
+            self._apply(index, gradient, factor)
         return loss
 
-    def loss(self, inputs: Inputs, targets: Targets) -> float:
-        """The mean loss of a batch (computes the gradient as well, and drops it)."""
-        return self._accumulate(check_batch(self.plan.info, inputs, targets))[0]
+    def accumulate(self, inputs: Inputs, targets: Targets) -> float:
+        """Add the gradients of one batch to those collected so far; returns the mean loss of this batch.
 
-    def _accumulate(self, batch: Batch) -> tuple[float, dict[int, FloatArray]]:
-        total = 0.0
-        sums: dict[int, FloatArray] = {}
+        What `apply` then does is the step on all these samples as one batch. Raises DataError, and EngineError where
+        the plan has no room for it; what was collected stays. Raises NonFiniteError, MemoryLimitError; what was
+        collected is dropped then.
+        """
+        if not self._may_hold:
+            raise EngineError(
+                "the plan applies gradients as they arrive and has no room under its limit to collect them: make it "
+                "with compile(..., hold_gradients=True)"
+            )
+        batch = check_batch(self.plan.info, inputs, targets)
+        if not self._pending:
+            self._sums.clear()
+        collected, self._pending = self._pending, 0.0
+        loss = self._add(batch, self._sums, 1.0)
+        self._pending = collected + batch.weight
+        return loss / batch.weight
+
+    def apply(self) -> None:
+        """Take one step with the gradients that `accumulate` collected. Raises EngineError when there are none."""
+        if not self._pending:
+            raise EngineError("there are no gradients to apply: accumulate() some first")
+        total, self._pending = self._pending, 0.0
+        self._apply_sums(1 / total)
+
+    def discard(self) -> None:
+        """Forget the gradients that `accumulate` collected."""
+        self._pending = 0.0
+        self._sums.clear()
+
+    @property
+    def _may_hold(self) -> bool:
+        """Whether all gradients at once are within the plan's memory."""
+        info = self.plan.info
+        return info.hold_gradients or info.memory_limit is None or info.micro_batch < info.batch
+
+    def _add(self, batch: Batch, sums: dict[int, FloatArray], weight: float) -> float:
+        """Add the gradients of a batch, each sample at `weight`, to `sums`. Returns the weighted sum of the losses.
+
+        After an error `sums` are empty: a copy to go back to would cost their memory.
+        """
+        try:
+            return sum(self._passes(batch, weight, sums))
+        except BaseException:
+            sums.clear()
+            raise
+
+    def _passes(self, batch: Batch, weight: float, sums: dict[int, FloatArray] | None) -> list[float]:
+        """The weighted loss of each micro-batch; gradients are added to `sums`, where there are some."""
+        losses = []
         for part in range(batch.parts):
-            batch.fill(part, self._executor.inputs)
+            batch.fill(part, self._executor.inputs, weight)
             for item in self._executor.run():
                 if isinstance(item, float):
-                    total += self._finite(item)
-                    continue
-                index, gradient = item
-                if index in sums:
-                    sums[index] += gradient
-                else:
-                    sums[index] = gradient.copy()
-        for index, gradient in sums.items():
-            self._check_gradient(index, gradient)
-        return total, sums
+                    losses.append(self._finite(item))
+                elif sums is not None:
+                    index, gradient = item
+                    if index in sums:
+                        sums[index] += gradient
+                    else:
+                        sums[index] = gradient.copy()
+        return losses
+
+    def _check_sums(self, sums: Mapping[int, FloatArray]) -> float:
+        return sum(self._check_gradient(index, gradient) for index, gradient in sums.items())
+
+    def _apply_sums(self, factor: float) -> None:
+        """One step with all gradients at once; they are dropped."""
+        sums = dict(self._sums)
+        self._sums.clear()
+        square = self._check_sums(sums) * factor**2
+        if self._settings.clip_norm is not None:
+            factor *= norm_factor(square, self._settings.clip_norm)
+        self._steps += 1
+        for index in list(sums):
+            self._apply(index, sums.pop(index), factor)
 
     def _finite(self, loss: float) -> float:
         if not math.isfinite(loss):
@@ -137,19 +247,33 @@ class Trainer:
             )
         return loss
 
-    def _check_gradient(self, index: int, gradient: FloatArray, stepped: bool = False) -> None:
-        if not math.isfinite(float(np.dot(gradient, gradient))) and not np.isfinite(gradient).all():
-            names = self._executor.groups[index].views(gradient)
-            bad = [n for n, v in names.items() if not np.isfinite(v).all()]
-            step, kept = self._steps + 1, "the last good weights are kept"
-            if stepped:  # holding all gradients back until the last is known would cost their memory
-                step, kept = self._steps, "segments behind had stepped already (finitely): go back to the last save"
-            raise NonFiniteError(
-                f"the gradient of {', '.join(bad)} is not finite at step {step}; lower the learning rate; {kept}"
-            )
+    def _check_gradient(self, index: int, gradient: FloatArray, stepped: bool = False) -> float:
+        """The squared norm of a group's gradient. Raises NonFiniteError if it is not finite."""
+        square = squared_norm(gradient)
+        if math.isfinite(square):
+            return square
+        names = self._executor.groups[index].views(gradient)
+        bad = [n for n, v in names.items() if not math.isfinite(squared_norm(v.reshape(-1)))]
+        step, kept = self._steps + 1, "the last good weights are kept"
+        if stepped:  # holding all gradients back until the last is known would cost their memory
+            step, kept = self._steps, (
+                "segments behind had stepped already (finitely): go back to the last save; a plan made with "
+                "hold_gradients=True keeps all weights instead"
+            )  # fmt: skip
+        raise NonFiniteError(
+            f"the gradient of {', '.join(bad)} is not finite at step {step}; lower the learning rate; {kept}"
+        )
 
-    def _apply(self, index: int, gradient: FloatArray) -> None:
-        self._optimizer.update(self._executor.flat[index], gradient, self._state[index], self._steps)
+    def _apply(self, index: int, gradient: FloatArray, factor: float = 1.0) -> None:
+        """One step of a group, the one just counted. `gradient` is used up."""
+        if factor != 1:
+            gradient *= np.float32(factor)
+        limit = self._settings.clip_value
+        if limit is not None:
+            np.clip(gradient, np.float32(-limit), np.float32(limit), out=gradient)
+        s = self._settings
+        optimizer = make_optimizer(self.plan.info.optimizer, s.schedule.rate(self._steps), s.options)
+        self._states[index].apply(optimizer, self._executor.flat[index], gradient, self._steps)
 
     def weights(self) -> dict[str, FloatArray]:
         """Copies of all weights, trained or not: {initializer name: float32 array}."""
@@ -162,29 +286,59 @@ class Trainer:
             self._executor.weights[name][...] = value
 
     def reset_optimizer(self) -> None:
-        """Forget the optimizer's running means, as at the start."""
-        for state in self._state.values():
-            state[...] = 0
+        """Forget the optimizer's running means and the number of steps (so a schedule begins anew)."""
+        for state in self._states.values():
+            state.reset()
         self._steps = 0
 
     def export(self, path: str | Path) -> None:
         """Write an inference model with the present weights: whole or not at all. Raises OSError."""
-        write_durably(Path(path), self.export_bytes())
+        with open_durably(Path(path)) as file:
+            for piece in patched(self.plan.model, self._executor.weights):
+                file.write(piece)
 
     def export_bytes(self) -> bytes:
         """An inference model with the present weights."""
-        return patch(self.plan.model, self._executor.weights)
+        return b"".join(patched(self.plan.model, self._executor.weights))
+
+    def _arrays(self) -> dict[str, Array]:
+        """All arrays that training changes, by the name of their member in a trainer file."""
+        arrays: dict[str, Array] = {f"weights{i}": flat for i, flat in self._executor.flat.items()}
+        for index, state in self._states.items():
+            arrays |= {f"optimizer{index}.{k}": array for k, array in enumerate(state.arrays())}
+        if self._pending:
+            arrays |= {f"sum{i}": gradient for i, gradient in self._sums.items()}
+        return arrays
 
     def save(self, path: str | Path) -> None:
-        """Write plan, weights and optimizer state as one file: whole or not at all. Raises OSError."""
-        state = State(self._steps, self._optimizer.learning_rate, dict(self._options))
-        write_checkpoint(Path(path), self.plan, state, self._executor.flat, self._state)
+        """Write plan, weights, optimizer state and collected gradients as one file: whole or not at all.
+
+        Raises OSError.
+        """
+        random = json.dumps(self._random.bit_generator.state)
+        state = State(self._steps, self._settings, self._pending, random)
+        write_checkpoint(Path(path), self.plan, state, self._arrays())
 
     @classmethod
     def load(cls, path: str | Path) -> Trainer:
         """Continue where `save` left off, bit for bit. Raises PlanError."""
-        plan, state, arrays = read_checkpoint(Path(path))
-        trainer = cls(plan, state.learning_rate, **state.options)
-        arrays.into(trainer._executor.flat, trainer._state)
-        trainer._steps = state.steps
+        with open_checkpoint(Path(path)) as file:
+            s = file.state.settings
+            trainer = cls(
+                file.plan, s.schedule, clip_norm=s.clip_norm, clip_value=s.clip_value, decay=s.decay, seed=s.seed,
+                **s.options,
+            )  # fmt: skip
+            trainer._steps, trainer._pending = file.state.steps, file.state.pending
+            trainer._random.bit_generator.state = json.loads(file.state.random)
+            if trainer._pending:
+                trainer._sums = {i: np.zeros(g.size, np.float32) for i, g in trainer._executor.groups.items()}
+            file.read_into(trainer._arrays())
         return trainer
+
+
+def _slots(group: Group, decay: str) -> list[Slot]:
+    """Where a group's tensors lie, and which of them decay."""
+    return [
+        Slot(offset, math.prod(shape), decay == "all" or sum(n > 1 for n in shape) > 1)
+        for shape, offset in zip(group.shapes, group.offsets, strict=True)
+    ]

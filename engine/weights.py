@@ -264,28 +264,40 @@ def check_weights(given: Mapping[str, FloatArray], shapes: Mapping[str, tuple[in
             raise DataError(f"weight {name!r}: the values given are not finite numbers")
 
 
-def patch(
+def patched(
     model: bytes, weights: Mapping[str, FloatArray | IntegerArray], quantized: Mapping[str, Quantization] | None = None
-) -> bytes:
-    """The model with these values in place of its initializers of the same names. Raises DataError, ModelError.
+) -> Iterator[memoryview]:
+    """The model with these values in place of its initializers of the same names, in pieces without copies of it.
+
+    Raises DataError, ModelError.
 
     An array of the initializer's own element type is written as it is. Real values for one of integers become the
     nearest integers, as `quantized` says.
     """
     places = raw_tensors(model)
-    check_weights(weights, {n: place.shape for n, place in places.items()})
-    result = bytearray(model)
-    for name, value in weights.items():
+    shapes = {n: place.shape for n, place in places.items()}
+    view, done = memoryview(model), 0
+    for name in sorted(weights, key=lambda n: places[n].offset if n in places else -1):
+        array = np.asarray(weights[name])
+        check_weights({name: array}, shapes)
         place = places[name]
-        array = np.asarray(value)
         if array.dtype != place.dtype and place.dtype != "float32":
             how = (quantized or {}).get(name)
             if how is None:
                 raise DataError(f"weight {name!r} is made of {place.dtype}, given {array.dtype}")
             array = quantize(array, how, view_weights(model, [name])[name])
-        data = np.ascontiguousarray(array, np.dtype(place.dtype).newbyteorder("<")).tobytes()
-        result[place.offset : place.offset + len(data)] = data
-    return bytes(result)
+        data = np.ascontiguousarray(array, np.dtype(place.dtype).newbyteorder("<"))
+        yield view[done : place.offset]
+        yield data.reshape(-1).view(np.uint8).data
+        done = place.offset + data.nbytes
+    yield view[done:]
+
+
+def patch(
+    model: bytes, weights: Mapping[str, FloatArray | IntegerArray], quantized: Mapping[str, Quantization] | None = None
+) -> bytes:
+    """The model with these values in place of its initializers of the same names. Raises as `patched`."""
+    return b"".join(patched(model, weights, quantized))
 
 
 def view_weights(model: bytes, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:

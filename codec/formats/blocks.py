@@ -135,9 +135,14 @@ def _matrices(flat: F32) -> Iterator[tuple[int, F32]]:
         yield whole, flat[whole:].reshape(1, -1)
 
 
-def largest(blocks: F32, signed: bool = True) -> Scales:
-    """The largest magnitude (or value) of each row, 0 below `TINY`, infinity from `HUGE` on; NaN stays NaN."""
-    found: Scales = (np.abs(blocks) if signed else blocks).max(axis=1)
+def largest(blocks: F32) -> Scales:
+    """The largest magnitude of each row, 0 below `TINY`, infinity from `HUGE` on; NaN stays NaN.
+
+    Magnitudes are compared as integers (their bits without the sign), which is several times faster, NaN being above
+    infinity.
+    """
+    bits = np.left_shift(blocks.view(np.uint32), np.uint32(1)).max(axis=1)
+    found: Scales = np.right_shift(bits, np.uint32(1)).view(np.float32)
     found[found < TINY] = 0
     found[found >= HUGE] = np.inf
     return found

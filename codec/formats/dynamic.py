@@ -73,7 +73,7 @@ class Dynamic(BlockFormat):
 
     def scales(self, blocks: F32) -> Scales:
         """The largest magnitude."""
-        return largest(blocks, self.signed)
+        return largest(blocks)
 
     def encode(self, blocks: F32, scales: Scales, codes: U8) -> None:
         """Look the code up by the upper bits of value / scale."""
