@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ..blocked import rewrite
 from ..errors import EngineError
 from ..graph import Array, Node, TensorType
-from . import common, dead, fold, noops, products
+from . import broadcasts, common, dead, fold, noops, pieces, products
 from .program import Program
 
 #: A pass changes a program and says whether it did.
@@ -25,6 +25,8 @@ _CLEAN: tuple[tuple[str, Pass], ...] = (
 )
 _PASSES: tuple[tuple[str, Pass], ...] = (
     *_CLEAN,
+    ("pieces", pieces.join),
+    ("broadcasts", broadcasts.absorb_expands),
     ("products", products.absorb_transposes),
     ("blocked", rewrite),
     *_CLEAN,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..graph import Array
 from .table import Site, gradient, gradient_each
 
 
@@ -105,7 +106,19 @@ def _(s: Site) -> str:
 @gradient("Gather", 0)
 def _(s: Site) -> str:
     axis = s.attribute("axis", 0) % len(s.shape())
+    positions = s.graph.constants.get(s.x(1))
+    if positions is not None and positions.size and _consecutive(positions.reshape(-1) % s.shape()[axis]):
+        # a slice: nothing is added twice
+        shape = list(s.shape())
+        first, shape[axis] = int(positions.reshape(-1)[0]) % shape[axis], positions.size
+        pads = [0] * (2 * len(shape))
+        pads[axis], pads[len(shape) + axis] = first, s.shape()[axis] - first - positions.size
+        return s.op("Pad", s.reshape(s.g, shape), s.ints(*pads), s.scalar(0))
     return _scatter(s, s.g, s.x(1), len(s.shape(1)), axis, s.shape())
+
+
+def _consecutive(positions: Array) -> bool:
+    return bool(np.all(np.diff(positions) == 1))
 
 
 def _scatter(s: Site, g: str, positions: str, index_rank: int, axis: int, shape: Sequence[int]) -> str:

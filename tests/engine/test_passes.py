@@ -8,7 +8,7 @@ import pytest
 from sanderling.engine import onnxio
 from sanderling.engine.errors import EngineError
 from sanderling.engine.graph import Array, Builder, Node, TensorType
-from sanderling.engine.passes import Program, common, dead, fold, lower, noops, products
+from sanderling.engine.passes import Program, broadcasts, common, dead, fold, lower, noops, pieces, products
 from sanderling.engine.passes.runner import check
 from sanderling.engine.runtime import run_once
 
@@ -193,3 +193,48 @@ def test_lowering_keeps_the_results() -> None:
     before = results(p)
     done = lower(p.nodes, p.types, p.constants, p.inputs, p.outputs, p.opset)
     unchanged(done, before)
+
+
+def padded(b: Builder, x: str, before: int, behind: int, value: float = 0) -> str:
+    return b.op("Pad", x, b.ints(0, before, 0, 0, behind, 0), b.scalar(value))
+
+
+def test_a_sum_of_pieces_that_cover_an_axis_is_a_concat() -> None:
+    b = Builder("t")
+    shapes = {"a": (2, 1, 4), "b": (2, 3, 4), "c": (2, 2, 4)}
+    b.op("Add", b.op("Add", padded(b, "c", 4, 0), padded(b, "a", 0, 5)), padded(b, "b", 1, 2), name="y")
+    p = program(b, "y", shapes=shapes)
+    before = results(p)
+    assert pieces.join(p)
+    dead.remove(p)
+    assert ops(p) == ["Concat"]
+    unchanged(p, before)
+
+
+@pytest.mark.parametrize("length", [2, 4])
+def test_pieces_with_a_gap_or_an_overlap_are_added(length: int) -> None:
+    b = Builder("t")
+    b.op("Add", padded(b, "a", 0, 5 - length), padded(b, "b", 3, 0), name="y")
+    p = program(b, "y", shapes={"a": (2, length, 4), "b": (2, 2, 4)})
+    assert not pieces.join(p)
+
+
+def test_pieces_padded_with_something_else_or_broadcast_are_added() -> None:
+    b = Builder("t")
+    shapes = {"a": (2, 2, 4), "b": (2, 3, 4), "d": (1, 3, 4)}
+    b.op("Add", padded(b, "a", 0, 3, 1.0), padded(b, "b", 2, 0), name="y")
+    b.op("Add", padded(b, "a", 0, 3), padded(b, "d", 2, 0), name="z")
+    p = program(b, "y", "z", shapes=shapes)
+    assert not pieces.join(p)
+
+
+def test_arithmetic_reads_through_an_expand() -> None:
+    b = Builder("t")
+    wide = b.op("Expand", "s", b.ints(2, 6, 4))
+    b.op("Add", b.op("Mul", wide, "x"), b.op("Sub", wide, wide), name="y")
+    p = program(b, "y", shapes={"x": (2, 6, 4), "s": (2, 1, 4)})
+    before = results(p)
+    assert broadcasts.absorb_expands(p)
+    assert p.nodes[1].inputs == ("s", "x")
+    assert p.nodes[2].inputs[1] == wide  # one of them has to keep the shape
+    unchanged(p, before)
