@@ -7,6 +7,7 @@ addition passing over the whole. Only a sum that covers the axis without gaps is
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -26,7 +27,7 @@ class _Pieces:
         if other.axis != self.axis:
             return None
         parts = sorted((*self.parts, *other.parts))
-        apart = all(before[1] <= after[0] for before, after in zip(parts, parts[1:], strict=False))
+        apart = all(before[1] <= after[0] for before, after in pairwise(parts))
         return _Pieces(self.axis, tuple(parts)) if apart else None
 
     def covers(self, length: int) -> bool:

@@ -201,7 +201,7 @@ def padded(b: Builder, x: str, before: int, behind: int, value: float = 0) -> st
 
 def test_a_sum_of_pieces_that_cover_an_axis_is_a_concat() -> None:
     b = Builder("t")
-    shapes = {"a": (2, 1, 4), "b": (2, 3, 4), "c": (2, 2, 4)}
+    shapes: dict[str, tuple[int, ...]] = {"a": (2, 1, 4), "b": (2, 3, 4), "c": (2, 2, 4)}
     b.op("Add", b.op("Add", padded(b, "c", 4, 0), padded(b, "a", 0, 5)), padded(b, "b", 1, 2), name="y")
     p = program(b, "y", shapes=shapes)
     before = results(p)
@@ -221,7 +221,7 @@ def test_pieces_with_a_gap_or_an_overlap_are_added(length: int) -> None:
 
 def test_pieces_padded_with_something_else_or_broadcast_are_added() -> None:
     b = Builder("t")
-    shapes = {"a": (2, 2, 4), "b": (2, 3, 4), "d": (1, 3, 4)}
+    shapes: dict[str, tuple[int, ...]] = {"a": (2, 2, 4), "b": (2, 3, 4), "d": (1, 3, 4)}
     b.op("Add", padded(b, "a", 0, 3, 1.0), padded(b, "b", 2, 0), name="y")
     b.op("Add", padded(b, "a", 0, 3), padded(b, "d", 2, 0), name="z")
     p = program(b, "y", "z", shapes=shapes)
