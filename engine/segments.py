@@ -1,9 +1,10 @@
-"""Cutting the forward pass into segments, and writing each as one or two models.
+"""Cutting the forward pass into segments, and writing each as one or two steps.
 
-Strategy: the nodes in topological order are cut at positions. A segment's forward model turns the tensors that cross
-into it into those that cross out of it; its backward model recomputes the inside from what crossed in, takes the
+Strategy: the nodes in topological order are cut at positions. A segment's forward step turns the tensors that cross
+into it into those that cross out of it; its backward step recomputes the inside from what crossed in, takes the
 gradients of what crossed out and gives the gradients of what crossed in, and of its weights. The last segment needs
-no forward model: its backward model computes the loss on the way. So one segment is one model that recomputes nothing.
+no forward step: its backward step computes the loss on the way. So one segment is one step that recomputes nothing.
+What is kept for recomputing may be coded in fewer bits (`checkpoints.py`).
 
 What runs in a training step is a list of `Step`s that read and write names: weights, inputs, crossing tensors, and
 gradients (`GRADIENT` + name). The executor needs to know no more.
@@ -12,135 +13,105 @@ gradients (`GRADIENT` + name). The executor needs to know no more.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
-from . import onnxio
+from .checkpoints import codable, coded, decoded_first, encode
 from .differentiate import dependents, differentiate
-from .graph import Builder, Graph, Node, TensorType
-from .kernels import work
-from .lifetimes import trace
+from .graph import Builder, Graph
 from .loss import LOSS
-from .passes import lower
 from .plan import GRADIENT
+from .steps import Step, StepWriter
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One session of a training step."""
+class _Segment:
+    """A stretch of the graph's nodes: what it makes, and what it reads from outside."""
 
-    kind: str
-    segment: int
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
-    model: bytes
-    #: How far the session reaches into its arena, in bytes: what it allocates beyond what it reads and writes.
-    workspace: int
-    #: Bytes alive in the arena while each node runs.
-    alive: tuple[int, ...]
-    operators: int
-
-
-def crossing(graph: Graph, cuts: Sequence[int], weights: frozenset[str]) -> list[list[str]]:
-    """For each cut, the tensors made before it and read after it."""
-    made_at = {o: i for i, n in enumerate(graph.nodes) for o in n.outputs if o}
-    read_at: dict[str, int] = {}
-    for index, node in enumerate(graph.nodes):
-        for name in node.inputs:
-            if name in made_at:
-                read_at[name] = index
-    return [[t for t, made in made_at.items() if made < cut <= read_at.get(t, -1)] for cut in cuts]
+    def __init__(self, graph: Graph, begin: int, end: int) -> None:
+        self.nodes = graph.nodes[begin:end]
+        self.made = dict.fromkeys(o for n in self.nodes for o in n.outputs if o)
+        self.read = {i for n in self.nodes for i in n.inputs if i} - self.made.keys()
 
 
 def write_steps(
-    graph: Graph, cuts: Sequence[int], trainable: Sequence[str], weights: frozenset[str], block: int = 0
+    graph: Graph,
+    cuts: Sequence[int],
+    trainable: Sequence[str],
+    weights: frozenset[str],
+    block: int = 0,
+    threads: int = 1,
+    checkpoints: str = "float32",
 ) -> list[Step]:
     """The steps of training a graph that ends in `LOSS`, for these cuts. `block`: see `blocked.py`.
 
+    `checkpoints`: "float32", or "int8" to keep what is recomputed from in blocks of one byte per number.
     Raises UnsupportedOperatorError.
     """
-    bounds = [0, *cuts, len(graph.nodes)]
-    ranges = list(pairwise(bounds))
-    across = crossing(graph, cuts, weights)
+    segments = [_Segment(graph, begin, end) for begin, end in pairwise([0, *cuts, len(graph.nodes)])]
     moving = dependents(graph, graph.nodes, trainable)
-    forward: list[Step] = []
-    backward: list[Step] = []
-    for segment, (begin, end) in enumerate(ranges):
-        nodes = graph.nodes[begin:end]
-        last = segment == len(ranges) - 1
-        made = {o for n in nodes for o in n.outputs if o}
-        read = {i for n in nodes for i in n.inputs if i}
-        leaving = [] if last else [t for t in across[segment] if t in made]
-        if not last:
-            leave = {t: t for t in leaving}
-            forward.append(_write("forward", segment, graph, nodes, leave, Builder("s.f"), weights, {}, block))
-        # gradients arrive for what leaves and can carry one, and are wanted for what enters and for the weights
-        builder = Builder("s.b")
-        seeds = {t: GRADIENT + t for t in leaving if t in moving}
-        if last:
-            one = builder.scalar(1.0)
-            seeds = {LOSS: one}
-        entering = [t for t in read - made if t in moving and t not in weights]
-        wanted = [*sorted(entering), *(w for w in trainable if w in read)]
-        if not wanted and not last:
-            continue
-        found = differentiate(graph, nodes, seeds, wanted, builder)
-        outputs = {GRADIENT + t: found[t] for t in wanted if t in found}
-        if last:
-            outputs[LOSS] = LOSS
-        arriving = {GRADIENT + t: graph.types[t].gradient for t in seeds} if not last else {}
-        backward.append(_write("backward", segment, graph, nodes, outputs, builder, weights, arriving, block))
-    return [*_without_unread(forward, backward), *backward[::-1]]
+    last = len(segments) - 1
+    backwards = [i == last or bool((s.made.keys() | s.read) & moving) for i, s in enumerate(segments)]
+    coding: set[str] = set()
+    if checkpoints == "int8":
+        made = {t for s in segments for t in s.made}
+        again = {t for s, backward in zip(segments[:-1], backwards, strict=False) if backward for t in s.read}
+        coding = {t for t in again & made if codable(graph.types[t])}
+    writer = StepWriter(graph, weights, block, threads)
+    for name in coding:
+        writer.types |= coded(name, graph.types[name])
+    steps: list[Step] = []
+    for index, segment in enumerate(segments[:-1]):
+        builder = Builder("s.f")
+        leaving = _leaving(segments, index)
+        outputs = [*leaving]  # the pass goes on with the exact tensors, coded or not
+        for name in leaving:
+            if name in coding:
+                encode(builder, name, graph.types[name])
+                outputs += coded(name, graph.types[name])
+        nodes = [*segment.nodes, *builder.nodes]
+        steps.append(writer.write("forward", index, nodes, {t: t for t in outputs}, builder.constants))
+    for index in range(last, -1, -1):
+        if backwards[index]:
+            steps += _backward(writer, segments, index, trainable, moving, coding)
+    return _without_unread(steps)
 
 
-def _without_unread(forward: list[Step], backward: list[Step]) -> list[Step]:
+def _leaving(segments: Sequence[_Segment], index: int) -> list[str]:
+    """What a segment makes and a later one reads."""
+    later = {t for s in segments[index + 1 :] for t in s.read}
+    return [t for t in segments[index].made if t in later]
+
+
+def _backward(
+    writer: StepWriter,
+    segments: Sequence[_Segment],
+    index: int,
+    trainable: Sequence[str],
+    moving: set[str],
+    coding: set[str],
+) -> list[Step]:
+    """The backward step of a segment, unless no gradient arrives in it."""
+    graph, segment = writer.graph, segments[index]
+    builder = Builder("s.b")
+    last = index == len(segments) - 1
+    # gradients arrive for what leaves and can carry one, and are wanted for what enters and for the weights
+    seeds = {LOSS: builder.scalar(1.0)} if last else {t: GRADIENT + t for t in _leaving(segments, index) if t in moving}
+    entering = sorted(t for t in segment.read if t in moving and t not in writer.weights)
+    wanted = [*entering, *(w for w in trainable if w in segment.read)]
+    found = differentiate(graph, segment.nodes, seeds, wanted, builder)
+    outputs = {GRADIENT + t: found[t] for t in wanted if t in found} | ({LOSS: LOSS} if last else {})
+    if not outputs:
+        return []
+    nodes, constants = [*segment.nodes, *builder.nodes], builder.constants
+    if not last:
+        writer.types |= {GRADIENT + t: graph.types[t].gradient for t in seeds}
+        reading = [(t, graph.types[t]) for t in sorted(coding & segment.read)]
+        nodes, decoder = decoded_first(nodes, reading)
+        constants = constants | decoder.constants
+    writer.types |= {GRADIENT + t: graph.types[t].gradient for t in wanted}
+    return [writer.write("backward", index, nodes, outputs, constants)]
+
+
+def _without_unread(steps: list[Step]) -> list[Step]:
     """Forward steps whose results nothing reads are not run (possible only when everything after is frozen)."""
-    needed = {n for s in (*forward, *backward) for n in s.reads}
-    return [s for s in forward if needed.intersection(s.writes)]
-
-
-def _write(
-    kind: str,
-    segment: int,
-    graph: Graph,
-    nodes: Sequence[Node],
-    outputs: dict[str, str],
-    builder: Builder,
-    weights: frozenset[str],
-    arriving: dict[str, TensorType],
-    block: int,
-) -> Step:
-    """One model that computes `outputs` ({name outside: name inside}) from whatever it needs."""
-    written = [*nodes, *builder.nodes]
-    produced = {o for n in written for o in n.outputs}
-    written += [
-        Node("Identity", (inside,), (outside,), name=f"out_{outside}")
-        for outside, inside in outputs.items()
-        if outside != inside or inside not in produced
-    ]
-    alive = set(outputs)
-    kept: list[Node] = []
-    for node in reversed(written):
-        if alive.intersection(node.outputs):
-            kept.append(node)
-            alive.update(i for i in node.inputs if i)
-    kept.reverse()
-    produced = {o for n in kept for o in n.outputs}
-    constants = {**graph.constants, **builder.constants}
-    reads = [n for n in dict.fromkeys(i for k in kept for i in k.inputs if i)
-             if n not in produced and (n not in constants or n in weights)]  # fmt: skip
-    types = {**graph.types, **arriving}
-    used = {n: v for n, v in constants.items() if n not in weights}
-    results: dict[str, TensorType] = {}
-    for outside in outputs:
-        base = outside.removeprefix(GRADIENT) if outside.startswith(GRADIENT) else outside
-        results[outside] = graph.types[base] if base == outside else graph.types[base].gradient
-    arguments = {n: types[n] for n in reads}
-    plain = onnxio.to_bytes(kept, arguments, results, used, graph.opset)
-    known = onnxio.infer_types(plain)
-    program = lower(kept, known | types, used, reads, list(outputs), graph.opset, block)
-    model = onnxio.to_bytes(program.nodes, arguments, results, program.constants, graph.opset)
-    sizes = {n: t.nbytes for n, t in program.types.items()}
-    external = {*reads, *outputs, *program.constants}
-    workspace, curve = trace([work(n, program.types) for n in program.nodes], sizes, external)
-    return Step(kind, segment, tuple(reads), tuple(outputs), model, workspace, tuple(curve), len(program.nodes))
+    needed = {n for s in steps for n in s.reads}
+    return [s for s in steps if s.kind == "backward" or needed.intersection(s.writes)]

@@ -1,28 +1,42 @@
 """Measuring in a fresh process: what importing costs, and what a plan really takes.
 
-Strategy: the child is this module, started with `-m`; it prints one number. Nothing of the caller's memory counts.
+Strategy: the child is this module, started with `-m`; it prints JSON. Nothing of the caller's memory counts. A plan
+with a limit is tried under that limit as a hard one, so that what passes here passes on the device's trainer as well.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from functools import lru_cache
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from .errors import ExecutionError, MemoryLimitError
-from .memory import LEAN_ENVIRONMENT, peak_resident_bytes
+from .memory import LEAN_ENVIRONMENT, enforce_limit, peak_resident_bytes, resident_bytes
 from .plan import TrainingPlan, load_plan
 
-_STEPS = 6
+_STEPS = 4
 _SECONDS = 600
+_INTERVAL = 0.001  # seconds between two looks at resident memory
 
 
-def _child(*arguments: str) -> int:
+class Trial(msgspec.Struct, frozen=True):
+    """What a trial run measured: the peak in bytes, seconds of a step, and [seconds, bytes] over the first steps."""
+
+    peak: int
+    seconds: float
+    curve: list[tuple[float, int]] = []
+
+
+def _child(*arguments: str) -> Trial:
     done = subprocess.run(
         [sys.executable, "-m", __name__, *arguments],
         capture_output=True, text=True, timeout=_SECONDS, check=False, env={**os.environ, **LEAN_ENVIRONMENT},
@@ -30,9 +44,9 @@ def _child(*arguments: str) -> int:
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
         if "MemoryLimitError" in last[0] or "MemoryError" in last[0]:
-            raise MemoryLimitError(f"a trial run of the plan ran out of the machine's memory: {last[0]}")
+            raise MemoryLimitError(f"a trial run of the plan ran out of memory: {last[0]}")
         raise ExecutionError(f"a trial run of the plan failed: {last[0]}")
-    return int(done.stdout)
+    return msgspec.json.decode(done.stdout, type=Trial)
 
 
 @lru_cache(maxsize=1)
@@ -44,19 +58,27 @@ def measure_baseline(model: bytes) -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model")
         path.write_bytes(model)
-        return _child("baseline", str(path))
+        return _child("baseline", str(path)).peak
+
+
+def try_plan(plan: TrainingPlan, limit: int | None = None, curve: bool = False) -> Trial:
+    """A process that loads a plan and takes a few steps, under a hard limit if there is one.
+
+    Raises MemoryLimitError when the limit (in bytes) was reached.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "plan")
+        plan.save(path)
+        return _child("plan", str(path), str(limit or 0), str(int(curve)))
 
 
 def measure_peak(plan: TrainingPlan) -> int:
     """Peak resident bytes of a process that loads a plan and takes a few steps."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "plan")
-        plan.save(path)
-        return _child("plan", str(path))
+    return try_plan(plan).peak
 
 
-def run_steps(plan: TrainingPlan, steps: int = _STEPS) -> None:
-    """Take steps on noise, with a learning rate of zero."""
+def run_steps(plan: TrainingPlan, steps: int = _STEPS) -> list[float]:
+    """Take steps on noise, with a learning rate of zero; the seconds of each."""
     from .trainer import Trainer
 
     trainer = Trainer(plan, learning_rate=0.0)
@@ -71,20 +93,57 @@ def run_steps(plan: TrainingPlan, steps: int = _STEPS) -> None:
         t.name.rpartition(".")[2]: np.zeros((batch, *t.shape[1:]), t.dtype) for t in plan.info.targets
         if not t.name.endswith("sample_weight")
     }  # fmt: skip
+    times = []
     for _ in range(steps):
+        start = time.perf_counter()
         trainer.step(inputs, targets)
+        times.append(time.perf_counter() - start)
+    return times
+
+
+class _Watch:
+    """Looks at resident memory while something runs."""
+
+    def __init__(self) -> None:
+        self.curve: list[tuple[float, int]] = []
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self) -> _Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        start = time.perf_counter()
+        while not self._done.wait(_INTERVAL):
+            self.curve.append((round(time.perf_counter() - start, 4), resident_bytes()))
 
 
 def main(arguments: list[str]) -> None:
-    """Child: `baseline MODEL` or `plan PATH`."""
+    """Child: `baseline MODEL`, or `plan PATH LIMIT CURVE`."""
     from . import runtime, trainer
 
+    seconds, curve = 0.0, []
     if arguments[0] == "plan":
-        run_steps(load_plan(arguments[1]))
+        if limit := int(arguments[2]):
+            enforce_limit(limit)
+        plan = load_plan(arguments[1])
+        if int(arguments[3]):
+            with _Watch() as watch:
+                times = run_steps(plan)
+            curve = watch.curve
+        else:
+            times = run_steps(plan)
+        seconds = min(times[1:])
     else:
-        runtime.session(arguments[1]).run(None, {})
+        runtime.open_arena(2**20)
+        runtime.step_session(Path(arguments[1]).read_bytes()).run(None, {})
         assert trainer  # imported for its weight
-    print(peak_resident_bytes())
+    print(json.dumps({"peak": peak_resident_bytes(), "seconds": seconds, "curve": curve}))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,90 @@
+"""One session of a training step: written as a model, with how far it reaches into its arena.
+
+Strategy: whatever of the given nodes the outputs need is kept, lowered to what the runtime is to run (`passes/`),
+and serialized. The order of the nodes is the order in which they run, so their lifetimes are known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from . import onnxio
+from .graph import Array, Graph, Node, TensorType
+from .kernels import work
+from .lifetimes import trace
+from .passes import lower
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One session of a training step."""
+
+    kind: str
+    segment: int
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    model: bytes
+    #: How far the session reaches into its arena, in bytes: what it allocates beyond what it reads and writes.
+    workspace: int
+    #: Bytes alive in the arena while each node runs.
+    alive: tuple[int, ...]
+    operators: int
+
+
+@dataclass(slots=True)
+class StepWriter:
+    """Writes steps over one graph. `types` has all tensors that steps exchange, those of the graph among them."""
+
+    graph: Graph
+    weights: frozenset[str]
+    block: int
+    threads: int
+    types: dict[str, TensorType] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.types = dict(self.graph.types)
+
+    def write(
+        self,
+        kind: str,
+        segment: int,
+        nodes: Sequence[Node],
+        outputs: Mapping[str, str],
+        constants: Mapping[str, Array],
+    ) -> Step:
+        """The step that computes `outputs` ({name outside: name inside}) from whatever it needs."""
+        kept = _needed(nodes, outputs)
+        produced = {o for n in kept for o in n.outputs}
+        known = {**self.graph.constants, **constants}
+        reads = [n for n in dict.fromkeys(i for k in kept for i in k.inputs if i)
+                 if n not in produced and (n not in known or n in self.weights)]  # fmt: skip
+        used = {n: v for n, v in known.items() if n not in self.weights}
+        results = {name: self.types[name] for name in outputs}
+        arguments = {n: self.types[n] for n in reads}
+        plain = onnxio.to_bytes(kept, arguments, results, used, self.graph.opset)
+        types = onnxio.infer_types(plain) | self.types
+        program = lower(kept, types, used, reads, list(outputs), self.graph.opset, self.block, self.threads)
+        model = onnxio.to_bytes(program.nodes, arguments, results, program.constants, self.graph.opset)
+        sizes = {n: t.nbytes for n, t in program.types.items()}
+        external = {*reads, *outputs, *program.constants}
+        works = [work(n, program.types, self.threads) for n in program.nodes]
+        workspace, alive = trace(works, sizes, external)
+        return Step(kind, segment, tuple(reads), tuple(outputs), model, workspace, tuple(alive), len(program.nodes))
+
+
+def _needed(nodes: Sequence[Node], outputs: Mapping[str, str]) -> list[Node]:
+    """The nodes that outputs depend on, and copies for those that have another name inside."""
+    produced = {o for n in nodes for o in n.outputs}
+    copies = [
+        Node("Identity", (inside,), (outside,), name=f"out_{outside}")
+        for outside, inside in outputs.items()
+        if outside != inside or inside not in produced
+    ]
+    alive = set(outputs)
+    kept: list[Node] = []
+    for node in reversed([*nodes, *copies]):
+        if alive.intersection(node.outputs):
+            kept.append(node)
+            alive.update(i for i in node.inputs if i)
+    return kept[::-1]
