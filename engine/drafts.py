@@ -1,0 +1,227 @@
+"""One model with fixed choices: its graphs, the steps of any way to train it, and what those will take.
+
+Strategy: everything is made when it is first asked for and kept, so the search (`search.py`) can look at many ways and
+pay for few. Needs `onnx`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from . import onnxio
+from .blocked import DOMAIN, block_size, probe_model
+from .checkpoints import stored_share
+from .costs import SESSION, total_seconds
+from .cuts import Chain, Cutting
+from .differentiate import check_complete, check_supported
+from .errors import ModelError
+from .exchange import arrange, bytes_of
+from .footprint import STEP_BYTES, Footprint, arena_resident, flat_bytes, session_bytes
+from .graph import Builder, Graph
+from .loss import LABELS, LOSS, SAMPLE_WEIGHT, TARGETS, TEACHER, attach_loss, loss_options
+from .optimizers import check_optimizer
+from .plan import GRADIENT, VERSION, Description, StepInfo, Tensor, TrainingPlan
+from .segments import write_steps
+from .steps import Step
+from .trial import measure_baseline
+from .weights import choose_trainable, weight_names
+
+#: A backward pass in terms of its forward pass, for ordering ways by speed.
+_BACKWARD = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """How exactly numbers are held: optimizer state, and what is stored for recomputation."""
+
+    state: str = "float32"
+    checkpoints: str = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to train."""
+
+    micro_batch: int
+    cutting: Cutting
+    level: Level
+    seconds: float
+
+
+class Drafts:
+    """All ways to train one model on one loss."""
+
+    def __init__(
+        self, model: str | Path | bytes, loss: str, options: dict[str, float], batch: int, optimizer: str,
+        trainable: str | Sequence[str], output: str | None, threads: int, sizes: Mapping[str, Sequence[int]],
+        reserve: int = 0,
+    ) -> None:  # fmt: skip
+        proto, self.name = onnxio.load_model(model)
+        self.proto = onnxio.normalize(proto, self.name)
+        self.loss, self.options = loss, loss_options(loss, options)
+        self.batch, self.optimizer, self.threads, self.output = batch, optimizer, threads, output
+        self.reserve = reserve
+        self.block = block_size()
+        self.state_rows = check_optimizer(optimizer)
+        self.data = self.proto.SerializeToString()  # what the export starts from, its free sizes still free
+        onnxio.fix_sizes(self.proto, sizes)
+        self.static = onnxio.static_batch(self.proto)
+        names = weight_names(self.proto)
+        if not names:
+            raise ModelError(
+                f"{self.name}: has no weights that could be trained: float32 initializers or Constant nodes; "
+                "export the model with its weights in the file"
+            )
+        self._candidates = frozenset(names)
+        graph, _ = self.graph(self.static or 1)
+        self.weights = [n for n in names if n in graph.constants]
+        shapes = {n: graph.types[n].shape for n in self.weights}
+        self.trainable = choose_trainable(trainable, self.weights, shapes, _last_weights(graph, self.weights))
+        check_supported(graph, self.trainable)
+        if trainable == "all":
+            check_complete(graph)
+        self.steps = lru_cache(maxsize=64)(self._steps)
+        self.chain = lru_cache(maxsize=32)(self._chain)
+
+    @lru_cache(maxsize=16)  # noqa: B019  (lives as long as one call of compile)
+    def graph(self, micro_batch: int) -> tuple[Graph, str]:
+        """The graph with its loss, and the model output that the loss reads."""
+        graph = onnxio.to_graph(self.proto, micro_batch, self._candidates, self.name)
+        return graph, attach_loss(graph, self.loss, self.options, self.output)
+
+    def micro_batches(self) -> list[int]:
+        """The micro-batches to consider, the largest first."""
+        if self.static is not None:
+            return [self.static]
+        return sorted({-(-self.batch // parts) for parts in _powers(self.batch)}, reverse=True)
+
+    def _chain(self, micro_batch: int, checkpoints: str) -> Chain:
+        graph, _ = self.graph(micro_batch)
+        share = 1.0
+        if checkpoints == "int8":
+            sizes = [(graph.types[o], stored_share(graph.types[o])) for n in graph.nodes for o in n.outputs if o]
+            share = sum(k.nbytes * s for k, s in sizes) / max(sum(k.nbytes for k, _ in sizes), 1)
+        return Chain(graph, self.trainable, frozenset(self.weights), share)
+
+    def ways(self, micro_batches: Sequence[int], segments: int | None, level: Level) -> list[Way]:
+        """Ways to train at a level of precision, the fastest first."""
+        found = []
+        for size in micro_batches:
+            graph, _ = self.graph(size)
+            chain = self.chain(size, level.checkpoints)
+            cuttings = chain.cuttings() if segments is None else chain.evenly(segments)
+            once = (1 + _BACKWARD) * total_seconds(graph.nodes, graph.types) + SESSION
+            calls = -(-self.batch // size)
+            found += [Way(size, c, level, calls * (once + c.extra_seconds)) for c in cuttings]
+        return sorted(found, key=lambda w: (w.seconds, -w.micro_batch, len(w.cutting.cuts), w.cutting.cuts))
+
+    def _steps(self, micro_batch: int, cuts: tuple[int, ...], checkpoints: str) -> list[Step]:
+        graph, _ = self.graph(micro_batch)
+        return write_steps(
+            graph, cuts, self.trainable, frozenset(self.weights), self.block, self.threads, checkpoints
+        )  # fmt: skip
+
+    def rough(self, way: Way, ratio: float) -> int:
+        """Bytes of a way without writing its steps; `ratio` corrects what the chain says of arenas."""
+        return self._footprint(way, round(way.cutting.arena * ratio), way.cutting.exchange, []).total
+
+    def footprint(self, way: Way) -> Footprint:
+        """Bytes of a way, its steps written."""
+        steps = self.steps(way.micro_batch, way.cutting.cuts, way.level.checkpoints)
+        arena = max((s.workspace for s in steps), default=0)
+        return self._footprint(way, arena, arrange(self.describe(way, None)).size, steps)
+
+    def _footprint(self, way: Way, arena: int, exchange: int, steps: Sequence[Step]) -> Footprint:
+        graph, _ = self.graph(way.micro_batch)
+        trained = flat_bytes([graph.types[w].shape for w in self.trainable])
+        inputs = sum(graph.types[i].nbytes for i in graph.inputs)
+        return Footprint(
+            baseline=measure_baseline(small_model()),
+            weights=flat_bytes([graph.types[w].shape for w in self.weights]),
+            optimizer=trained * self.state_rows,
+            gradients=trained if way.micro_batch < self.batch else 0,
+            inputs=inputs,
+            exchange=exchange,
+            arena=arena_resident(arena),
+            sessions=sum(session_bytes(s.operators, len(s.model)) for s in steps),
+            step=STEP_BYTES,
+            reserve=self.reserve,
+        )
+
+    def describe(self, way: Way, limit: int | None) -> Description:
+        """What a plan says of a way; without its footprint."""
+        graph, output = self.graph(way.micro_batch)
+        cuts = way.cutting.cuts
+        steps = self.steps(way.micro_batch, cuts, way.level.checkpoints)
+        targets = [n for n in (LABELS, TARGETS, TEACHER, SAMPLE_WEIGHT) if n in graph.inputs]
+        classes = 0
+        if LABELS in targets:
+            one_hot = next(n for n in graph.nodes if n.op == "OneHot" and LABELS in n.inputs)
+            classes = graph.types[one_hot.outputs[0]].shape[-1]
+
+        def tensors(names: Sequence[str]) -> tuple[Tensor, ...]:
+            return tuple(Tensor(n, graph.types[n].dtype, graph.types[n].shape) for n in names)
+
+        known = {*graph.inputs, *self.weights, LOSS}
+        exchanged: dict[str, Tensor] = {}
+        for step in steps:
+            for name, kind in step.kinds:
+                base = name.removeprefix(GRADIENT)
+                if base not in known:
+                    exchanged[base] = Tensor(base, kind.dtype, kind.shape)
+        block = self.block if any(DOMAIN.encode() in s.model for s in steps) else 0
+        return Description(
+            VERSION, self.name, self.loss, self.options, self.optimizer, self.batch, way.micro_batch,
+            len(cuts) + 1, self.threads, block, limit, False, cuts[-1] / len(graph.nodes) if cuts else 0.0, output,
+            tensors([i for i in graph.inputs if i not in targets]), tensors(targets), classes,
+            tensors(self.weights), tuple(self.trainable), tuple(exchanged[n] for n in sorted(exchanged)),
+            tuple(StepInfo(s.kind, s.segment, s.reads, s.writes, s.workspace, s.operators, s.alive) for s in steps),
+            checkpoints=way.level.checkpoints, seconds=way.seconds,
+        )  # fmt: skip
+
+    def plan(self, way: Way, footprint: Footprint, limit: int | None) -> TrainingPlan:
+        """The plan for a way."""
+        steps = self.steps(way.micro_batch, way.cutting.cuts, way.level.checkpoints)
+        info = self.describe(way, limit)
+        info.footprint = footprint
+        probe = probe_model(info.block) if info.block else b""
+        return TrainingPlan(info, [s.model for s in steps], self.data, probe)
+
+
+def small_model() -> bytes:
+    """What the baseline is measured with: the kinds of operators that training steps are made of."""
+    b = Builder("p")
+    x, w = b.constant(np.ones((2, 8, 16), np.float32)), b.constant(np.ones((8, 8, 3), np.float32))
+    x = b.op("RandomNormalLike", x, seed=1.0)  # so that nothing can be folded
+    y = b.op("Relu", b.op("Conv", x, w, pads=[1, 1], kernel_shape=[3]))
+    y = b.op("ConvTranspose", y, w, pads=[1, 1], kernel_shape=[3])
+    y = b.op("Softmax", b.op("MatMul", y, b.op("Transpose", x, perm=[0, 2, 1])), axis=-1)
+    b.op("ReduceSum", b.op("Mul", y, y), b.ints(0), name="y", keepdims=0)
+    return onnxio.to_bytes(b.nodes, {}, {"y": None}, b.constants, onnxio.OPSET)
+
+
+def _powers(batch: int) -> Iterator[int]:
+    parts = 1
+    while parts < batch:
+        yield parts
+        parts *= 2
+    yield batch
+
+
+def _last_weights(graph: Graph, weights: Sequence[str]) -> list[str]:
+    """The weights of the last matrix product or convolution, and what only its bias addition reads."""
+    kinds = ("Gemm", "MatMul", "Conv")
+    heavy = [i for i, n in enumerate(graph.nodes) if n.op in kinds and set(n.inputs) & set(weights)]
+    start = heavy[-1] if heavy else 0
+    read = {i for n in graph.nodes[start:] for i in n.inputs}
+    # a weight may reach its operator through nodes that only move elements
+    for node in reversed(graph.nodes[:start]):
+        if read.intersection(node.outputs) and len(node.inputs) and node.inputs[0] in weights:
+            read.add(node.inputs[0])
+    return [w for w in weights if w in read]
