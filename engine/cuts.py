@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from .costs import SESSION, seconds
 from .differentiate import dependents, differentiate
@@ -55,7 +55,7 @@ class Chain:
             read |= {name: index for name in node.inputs if name in made}
         moving = dependents(graph, nodes, trainable)
         builder = Builder("s.b")
-        differentiate(graph, nodes, {LOSS: builder.scalar(1.0)}, [w for w in trainable], builder)
+        differentiate(graph, nodes, {LOSS: builder.scalar(1.0)}, list(trainable), builder)
         used = {name for node in builder.nodes for name in node.inputs}
         kept = [0] * size
         widest = [0] * size
@@ -134,6 +134,36 @@ class Chain:
             found += self._within(points, end, arena)
         return _undominated(found)
 
+    def evenly(self, segments: int) -> list[Cutting]:
+        """The cutting into so many segments whose largest holds least; none where there are not so many nodes."""
+        end = len(self._graph.nodes)
+        if segments == 1:
+            return [self.whole]
+        points = [0, *self.points, end]
+        # largest[k][c]: the least that the largest of k segments up to c can hold, and where the last of them begins
+        largest: list[dict[int, tuple[int, int]]] = [{0: (0, 0)}]
+        for _ in range(segments):
+            row: dict[int, tuple[int, int]] = {}
+            for index, position in enumerate(points[1:], 1):
+                options = [
+                    (max(largest[-1][p][0], self.inside(p, position)), p) for p in points[:index] if p in largest[-1]
+                ]
+                if options:
+                    row[position] = min(options)
+            largest.append(row)
+        if end not in largest[segments]:
+            return []
+        cuts = [end]
+        for k in range(segments, 1, -1):
+            cuts.insert(0, largest[k][cuts[0]][1])
+        cuts.pop()
+        stored, exchange = 0, 0
+        for begin, finish in zip([0, *cuts], [*cuts, end], strict=True):
+            exchange = max(exchange, stored + self._around(begin, finish))
+            stored += self._stored.get((begin, finish), 0)
+        again = self._time[cuts[-1]] - self._time[min(self._begin, cuts[-1])]
+        return [Cutting(tuple(cuts), exchange, largest[segments][end][0], again + 2 * len(cuts) * SESSION)]
+
     def _within(self, points: Sequence[int], end: int, arena: int) -> list[Cutting]:
         """The cuttings whose segments fit the arena, one for every place of the last cut."""
         stored = {0: 0}
@@ -169,7 +199,7 @@ def _points(crossing_bytes: Sequence[int], size: int) -> list[int]:
         return [*range(1, size)]
     bounds = [1 + (size - 1) * i // _POINTS for i in range(_POINTS + 1)]
     return [
-        min(range(a, b), key=lambda p: (crossing_bytes[p], -p)) for a, b in zip(bounds, bounds[1:], strict=False)
+        min(range(a, b), key=lambda p: (crossing_bytes[p], -p)) for a, b in pairwise(bounds)
     ]  # fmt: skip
 
 

@@ -6,7 +6,6 @@ pay for few. Needs `onnx`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,11 +20,11 @@ from .costs import SESSION, total_seconds
 from .cuts import Chain, Cutting
 from .differentiate import check_complete, check_supported
 from .errors import ModelError
-from .exchange import arrange, bytes_of
+from .exchange import arrange
 from .footprint import STEP_BYTES, Footprint, arena_resident, flat_bytes, session_bytes
 from .graph import Builder, Graph
 from .loss import LABELS, LOSS, SAMPLE_WEIGHT, TARGETS, TEACHER, attach_loss, loss_options
-from .optimizers import check_optimizer
+from .optimizers import state_bytes
 from .plan import GRADIENT, VERSION, Description, StepInfo, Tensor, TrainingPlan
 from .segments import write_steps
 from .steps import Step
@@ -60,15 +59,14 @@ class Drafts:
     def __init__(
         self, model: str | Path | bytes, loss: str, options: dict[str, float], batch: int, optimizer: str,
         trainable: str | Sequence[str], output: str | None, threads: int, sizes: Mapping[str, Sequence[int]],
-        reserve: int = 0,
+        reserve: int = 0, hold_gradients: bool = False,
     ) -> None:  # fmt: skip
         proto, self.name = onnxio.load_model(model)
         self.proto = onnxio.normalize(proto, self.name)
         self.loss, self.options = loss, loss_options(loss, options)
         self.batch, self.optimizer, self.threads, self.output = batch, optimizer, threads, output
-        self.reserve = reserve
+        self.reserve, self.hold_gradients = reserve, hold_gradients
         self.block = block_size()
-        self.state_rows = check_optimizer(optimizer)
         self.data = self.proto.SerializeToString()  # what the export starts from, its free sizes still free
         onnxio.fix_sizes(self.proto, sizes)
         self.static = onnxio.static_batch(self.proto)
@@ -144,8 +142,8 @@ class Drafts:
         return Footprint(
             baseline=measure_baseline(small_model()),
             weights=flat_bytes([graph.types[w].shape for w in self.weights]),
-            optimizer=trained * self.state_rows,
-            gradients=trained if way.micro_batch < self.batch else 0,
+            optimizer=state_bytes(self.optimizer, way.level.state, [graph.types[w].shape for w in self.trainable]),
+            gradients=trained if way.micro_batch < self.batch or self.hold_gradients else 0,
             inputs=inputs,
             exchange=exchange,
             arena=arena_resident(arena),
@@ -154,8 +152,8 @@ class Drafts:
             reserve=self.reserve,
         )
 
-    def describe(self, way: Way, limit: int | None) -> Description:
-        """What a plan says of a way; without its footprint."""
+    def describe(self, way: Way, limit: int | None, footprint: Footprint | None = None) -> Description:
+        """What a plan says of a way."""
         graph, output = self.graph(way.micro_batch)
         cuts = way.cutting.cuts
         steps = self.steps(way.micro_batch, cuts, way.level.checkpoints)
@@ -182,14 +180,14 @@ class Drafts:
             tensors([i for i in graph.inputs if i not in targets]), tensors(targets), classes,
             tensors(self.weights), tuple(self.trainable), tuple(exchanged[n] for n in sorted(exchanged)),
             tuple(StepInfo(s.kind, s.segment, s.reads, s.writes, s.workspace, s.operators, s.alive) for s in steps),
-            checkpoints=way.level.checkpoints, seconds=way.seconds,
+            optimizer_state=way.level.state, hold_gradients=self.hold_gradients, checkpoints=way.level.checkpoints,
+            seconds=way.seconds, footprint=footprint or Footprint(),
         )  # fmt: skip
 
     def plan(self, way: Way, footprint: Footprint, limit: int | None) -> TrainingPlan:
         """The plan for a way."""
         steps = self.steps(way.micro_batch, way.cutting.cuts, way.level.checkpoints)
-        info = self.describe(way, limit)
-        info.footprint = footprint
+        info = self.describe(way, limit, footprint)
         probe = probe_model(info.block) if info.block else b""
         return TrainingPlan(info, [s.model for s in steps], self.data, probe)
 

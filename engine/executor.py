@@ -42,6 +42,11 @@ class Group:
             self.offsets.append(self.size)
             self.size += padded(shape)
 
+    def gaps(self, flat: FloatArray) -> list[FloatArray]:
+        """What lies between the tensors of a flat array."""
+        ends = [o + int(np.prod(s, dtype=np.int64)) for o, s in zip(self.offsets, self.shapes, strict=True)]
+        return [flat[end:begin] for end, begin in zip(ends, [*self.offsets[1:], self.size], strict=True) if end < begin]
+
     def views(self, flat: FloatArray) -> dict[str, FloatArray]:
         """{name: view in its shape} of a flat array."""
         return {
@@ -58,6 +63,8 @@ class _Bound:
     binding: Any
     #: (sum, part): gradients that arrive in parts from several sessions.
     additions: list[tuple[FloatArray, FloatArray]]
+    #: Between the gradients handed out, where other tensors have lain: must be zero.
+    gaps: list[FloatArray]
 
 
 class Executor:
@@ -120,12 +127,15 @@ class Executor:
             array: Array = self._buffer[begin : begin + count * kind.itemsize].view(kind).reshape(shape)
             return array
 
-        bound = _Bound(step_session(model, threads), None, [])
+        bound = _Bound(step_session(model, threads), None, [], [])
         bound.binding = bound.session.io_binding()
         for name in step.reads:
             array = fixed[name] if name in fixed else at(exchange.readers[index, name], name)
             bound.binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        own = self.groups[index].views(self._gradients[index]) if index in self.groups else {}
+        own: dict[str, FloatArray] = {}
+        if index in self.groups:
+            own = self.groups[index].views(self._gradients[index])
+            bound.gaps = self.groups[index].gaps(self._gradients[index])
         for name in step.writes:
             base = name.removeprefix(GRADIENT)
             slot = exchange.writers.get((index, name), "")
@@ -156,6 +166,8 @@ class Executor:
                 raise translate(error, f"running step {index} of the plan") from error
             for total, part in bound.additions:
                 total += part
+            for gap in bound.gaps:
+                gap.fill(0)
             if LOSS in step.writes:
                 yield float(self._loss)
             if index in self.groups:

@@ -1,4 +1,4 @@
-"""What a training process will hold, item by item: the model of cost for memory. Pure arithmetic on a plan's description.
+"""What a training process will hold, item by item: the model of cost for memory. Pure arithmetic.
 
 Strategy: everything of size has its place before training starts, so the most that is resident at once is a sum:
 what a process has before it trains (measured once per machine in a fresh process), the arrays of the trainer, the
@@ -25,22 +25,22 @@ STEP_BYTES = 5 * 2**20
 class Footprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Resident bytes of a process that trains, by what they are for."""
 
-    baseline: int
-    weights: int
-    optimizer: int
+    baseline: int = 0
+    weights: int = 0
+    optimizer: int = 0
     #: Gradients that are held until a whole batch has passed; 0 where each is applied as it arrives.
-    gradients: int
+    gradients: int = 0
     #: One micro-batch of inputs and targets.
-    inputs: int
+    inputs: int = 0
     #: Between sessions: tensors that cross cuts, their gradients, and those of weights.
-    exchange: int
+    exchange: int = 0
     #: Inside the largest session.
-    arena: int
-    sessions: int
+    arena: int = 0
+    sessions: int = 0
     #: Program text and temporaries of a step.
-    step: int
+    step: int = 0
     #: What the caller needs besides.
-    reserve: int
+    reserve: int = 0
     #: What a trial run measured beyond the sum of the others (or below it).
     correction: int = 0
 

@@ -16,6 +16,7 @@ import msgspec
 
 from ..host.files import write_durably
 from .errors import PlanError
+from .footprint import Footprint
 from .memory import format_size
 
 VERSION = 1
@@ -43,6 +44,8 @@ class StepInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     writes: tuple[str, ...]
     workspace: int
     operators: int
+    #: Bytes alive inside the session while each of its nodes runs.
+    alive: tuple[int, ...]
 
 
 class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,9 +62,7 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threads: int
     block: int  # channels per block of the runtime's blocked operators in the steps; 0: there are none
     memory_limit: int | None
-    peak_bytes: int
-    measured: bool
-    baseline_bytes: int
+    measured: bool  # whether a trial run corrected the footprint and measured the seconds
     recompute_ratio: float
     output: str
     inputs: tuple[Tensor, ...]
@@ -73,6 +74,19 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     steps: tuple[StepInfo, ...]
     optimizer_state: str = "float32"  # a name of `optimizers.STATE_FORMATS`
     hold_gradients: bool = False  # whether all gradients of a step are held at once, and counted in the peak
+    checkpoints: str = "float32"  # how tensors are stored that are recomputed from: "float32" or "int8"
+    seconds: float = 0.0  # of a step: measured in the trial run, else only good for comparing plans
+    footprint: Footprint = Footprint()
+
+    @property
+    def peak_bytes(self) -> int:
+        """Predicted most resident memory of a lean process that loads this plan and trains, in bytes."""
+        return self.footprint.total
+
+    @property
+    def baseline_bytes(self) -> int:
+        """Resident memory of that process before it trains, in bytes."""
+        return self.footprint.baseline
 
 
 @dataclass(slots=True)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from .drafts import Drafts, Level, Way
 from .errors import MemoryLimitError, ModelError
 from .footprint import Footprint
@@ -80,9 +82,10 @@ class _Attempt:
 
 def measured_plan(plan: TrainingPlan, trial: Trial, reserve: int) -> TrainingPlan:
     """The plan with the figures of its trial run."""
-    plan.info.footprint.correction = 0
-    plan.info.footprint.correction = trial.peak + reserve + MARGIN_BYTES - plan.info.footprint.total
-    plan.info.seconds, plan.info.measured = trial.seconds, True
+    computed = plan.info.footprint
+    correction = computed.correction + trial.peak + reserve + MARGIN_BYTES - computed.total
+    footprint = msgspec.structs.replace(computed, correction=correction)
+    plan.info = msgspec.structs.replace(plan.info, footprint=footprint, seconds=trial.seconds, measured=True)
     return plan
 
 
@@ -101,9 +104,9 @@ def choose(
     every: list[Way] = []
     for level in levels:
         ways = drafts.ways(micro_batches, segments, level)
-        plan = attempt.first_fitting(ways)
-        if plan is not None:
-            return plan
+        fitting = attempt.first_fitting(ways)
+        if fitting is not None:
+            return fitting
         every += ways
     if not every:
         raise _uncut(drafts)

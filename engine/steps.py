@@ -30,6 +30,8 @@ class Step:
     #: Bytes alive in the arena while each node runs.
     alive: tuple[int, ...]
     operators: int
+    #: Types of all that is read or written.
+    kinds: tuple[tuple[str, TensorType], ...]
 
 
 @dataclass(slots=True)
@@ -70,7 +72,10 @@ class StepWriter:
         external = {*reads, *outputs, *program.constants}
         works = [work(n, program.types, self.threads) for n in program.nodes]
         workspace, alive = trace(works, sizes, external)
-        return Step(kind, segment, tuple(reads), tuple(outputs), model, workspace, tuple(alive), len(program.nodes))
+        kinds = tuple((n, self.types[n]) for n in (*reads, *outputs))
+        return Step(
+            kind, segment, tuple(reads), tuple(outputs), model, workspace, tuple(alive), len(program.nodes), kinds
+        )  # fmt: skip
 
 
 def _needed(nodes: Sequence[Node], outputs: Mapping[str, str]) -> list[Node]:
