@@ -14,7 +14,7 @@ import numpy as np
 
 from .errors import DataError
 from .graph import Array
-from .loss import LABELS, SAMPLE_WEIGHT, TARGETS, TEACHER
+from .losses import LABELS, SAMPLE_WEIGHT, TARGETS, TEACHER, find_loss
 from .plan import Description, Tensor
 
 
@@ -57,23 +57,17 @@ def check_batch(info: Description, inputs: Any, targets: Any) -> Batch:
     arrays = {t.name: _array(t, given[t.name], f"input {t.name!r}") for t in info.inputs}
     samples = len(arrays[info.inputs[0].name])
     wanted = [t for t in info.targets if t.name != SAMPLE_WEIGHT]
-    for tensor, value in _targets(info, wanted, targets):
-        what = tensor.name.rpartition(".")[2]
-        array = _array(tensor, value, what)
-        if tensor.name == LABELS and array.size:
-            low, high = int(array.min()), int(array.max())
-            if low < 0 or high >= info.classes:
-                raise DataError(
-                    f"labels run from {low} to {high}, but the model has {info.classes} classes: "
-                    f"labels must be 0 to {info.classes - 1}"
-                )
-        arrays[tensor.name] = array
-    for name, array in arrays.items():
+    given_targets = {
+        tensor.name: _array(tensor, _spread(tensor, value), tensor.name.rpartition(".")[2])
+        for tensor, value in _targets(info, wanted, targets)
+    }
+    for name, array in {**arrays, **given_targets}.items():
         if len(array) != samples:
             raise DataError(f"{name!r} has {len(array)} samples, {info.inputs[0].name!r} has {samples}")
     if samples == 0:
         raise DataError("the batch has no samples")
-    return Batch(arrays, samples, info.micro_batch, float(samples))
+    weight = find_loss(info.loss).prepare(given_targets, info.loss_options, info.classes)
+    return Batch(arrays | given_targets, samples, info.micro_batch, weight)
 
 
 def _targets(info: Description, wanted: list[Tensor], targets: Any) -> list[tuple[Tensor, Any]]:
@@ -90,6 +84,12 @@ def _targets(info: Description, wanted: list[Tensor], targets: Any) -> list[tupl
     if missing or unknown:
         raise DataError(f"targets given: {', '.join(map(str, targets))}; {info.loss} needs {', '.join(short)}")
     return [(tensor, targets[name]) for name, tensor in short.items()]
+
+
+def _spread(tensor: Tensor, value: Any) -> Any:
+    """One number per sample, [N], for an output of one number, [N, 1]."""
+    single = all(n == 1 for n in tensor.shape[1:])
+    return np.reshape(value, (-1, *tensor.shape[1:])) if single and np.ndim(value) == 1 else value
 
 
 def _array(tensor: Tensor, value: Any, what: str) -> Array:

@@ -57,9 +57,9 @@ class Drafts:
     """All ways to train one model on one loss."""
 
     def __init__(
-        self, model: str | Path | bytes, loss: str, options: dict[str, float], batch: int, optimizer: str,
-        trainable: str | Sequence[str], output: str | None, threads: int, sizes: Mapping[str, Sequence[int]],
-        reserve: int = 0, hold_gradients: bool = False,
+        self, model: str | Path | bytes, loss: str, options: Mapping[str, float | Sequence[float]], batch: int,
+        optimizer: str, trainable: str | Sequence[str], output: str | None, threads: int,
+        sizes: Mapping[str, Sequence[int]], reserve: int = 0, hold_gradients: bool = False,
     ) -> None:  # fmt: skip
         proto, self.name = onnxio.load_model(model)
         self.proto = onnxio.normalize(proto, self.name)
@@ -161,7 +161,7 @@ class Drafts:
         classes = 0
         if LABELS in targets:
             one_hot = next(n for n in graph.nodes if n.op == "OneHot" and LABELS in n.inputs)
-            classes = graph.types[one_hot.outputs[0]].shape[-1]
+            classes = graph.types[one_hot.outputs[0]].shape[one_hot.attributes["axis"]]
 
         def tensors(names: Sequence[str]) -> tuple[Tensor, ...]:
             return tuple(Tensor(n, graph.types[n].dtype, graph.types[n].shape) for n in names)

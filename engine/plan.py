@@ -54,7 +54,7 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     source: str
     loss: str
-    loss_options: dict[str, float]
+    loss_options: dict[str, float | tuple[float, ...]]
     optimizer: str
     batch: int
     micro_batch: int

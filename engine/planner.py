@@ -36,7 +36,7 @@ def compile(
     trainable: str | Sequence[str] = "all",
     precision: str = "auto",
     output: str | None = None,
-    loss_options: Mapping[str, float] | None = None,
+    loss_options: Mapping[str, float | Sequence[float]] | None = None,
     micro_batch: int | None = None,
     segments: int | None = None,
     threads: int = 1,
@@ -48,8 +48,8 @@ def compile(
 
     `model`: path or bytes; the first dimension of every input is the batch, the others are fixed, or fixed here by
     `sizes`, {input name: sizes of a sample without the batch}; the exported model keeps them free.
-    `loss`: "cross_entropy" (targets int64 [N]), "mse" (targets float32 like the output), "distillation" (targets
-    {"labels": int64 [N], "teacher": float32 logits [N, C]}; `loss_options`: temperature=2.0, hard_weight=0.5).
+    `loss`: "cross_entropy", "binary_cross_entropy", "mse", "l1", "huber" or "distillation"; `loss_options` and the
+    targets that each takes: docs/reference/losses.md.
     `memory_limit`: most resident bytes of the process that trains, everything included; None for no limit.
     `precision`: "auto" (exact wherever the limit allows, else optimizer state in a byte per number, then stored tensors
     as well), "float32" (always exact), or "int8" (both in a byte per number).
@@ -76,7 +76,7 @@ def compile(
         check_state(optimizer_state)
         levels = list(dict.fromkeys(replace(level, state=optimizer_state) for level in levels))
     drafts = Drafts(
-        model, loss, dict(loss_options or {}), batch, optimizer, trainable, output, threads, sizes or {}, reserve,
+        model, loss, loss_options or {}, batch, optimizer, trainable, output, threads, sizes or {}, reserve,
         hold_gradients,
     )  # fmt: skip
     micro_batches = drafts.micro_batches()
