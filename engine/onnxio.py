@@ -19,6 +19,7 @@ from onnx import helper, inliner, numpy_helper
 
 from .errors import ModelError, UnsupportedOperatorError
 from .graph import Array, Body, Graph, Node, TensorType
+from .spellings import read_spellings
 
 #: The lowest opset that emitted graphs use; models below it are converted. 18 made axes of all reductions inputs.
 OPSET = 18
@@ -226,7 +227,7 @@ def to_graph(model: onnx.ModelProto, batch: int | None, weights: frozenset[str],
         nodes, types, constants,
         [v.name for v in proto.graph.input], [v.name for v in proto.graph.output], name, opset_of(model),
     )  # fmt: skip
-    return _without_dead(graph)
+    return read_spellings(_without_dead(graph), weights)
 
 
 def _types(proto: onnx.ModelProto) -> dict[str, TensorType]:
