@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from .errors import UnsupportedOperatorError
-from .graph import Builder, Graph, Node
+from .graph import DETACHED, Builder, Graph, Node
 from .rules import QUANTIZERS, RULES, STOPS, Site
 
 
@@ -23,7 +23,8 @@ def dependents(graph: Graph, nodes: Sequence[Node], wanted: Collection[str]) -> 
         sources = [] if node.op in STOPS else reached.intersection(node.inputs)
         if sources:
             integers = node.op in QUANTIZERS or not all(graph.types[i].floating for i in sources)
-            reached.update(o for o in node.outputs if o and (integers or graph.types[o].floating))
+            outputs = [o for o in node.outputs if o and not o.startswith(DETACHED)]
+            reached.update(o for o in outputs if integers or graph.types[o].floating)
     return reached
 
 

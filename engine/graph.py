@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+#: Tensors whose names begin so count as constants for gradients: a later rule accounts for all they depend on.
+DETACHED = "sanderling.detached."
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,15 @@
-"""Normalization: layer normalization, and batch normalization with its statistics frozen.
+"""Normalization: layer normalization, and batch normalization by frozen statistics or by those of the batch.
 
 Sources: Ba, Kiros, Hinton, "Layer Normalization" (2016); Ioffe, Szegedy, "Batch Normalization" (2015), whose
-statistics are constants in an inference graph, so the operator is a scale and a shift per channel.
+statistics are constants in an inference graph, so the operator is a scale and a shift per channel; in training mode
+(`batchnorm.py`) they depend on the input.
 """
 
 from __future__ import annotations
 
+import math
+
+from ..graph import DETACHED
 from .table import Site, gradient
 
 
@@ -14,27 +18,38 @@ def _channels(s: Site, tensor: str) -> str:
 
 
 def _inverse_deviation(s: Site) -> str:
-    if s.attribute("training_mode", 0):
-        s.refuse("training_mode is set; export the model for inference, so that the statistics are frozen")
     epsilon = s.scalar(s.attribute("epsilon", 1e-5))
     return s.op("Reciprocal", s.op("Sqrt", s.op("Add", s.x(4), epsilon)))
 
 
+def _centred(s: Site) -> str:
+    return s.op("Sub", s.x(), _channels(s, s.x(3)))
+
+
+def _of_scale(s: Site) -> str:
+    others = [0, *range(2, len(s.shape()))]
+    return s.op("Mul", s.total(s.op("Mul", s.g, _centred(s)), others, keepdims=0), _inverse_deviation(s))
+
+
+def _of_bias(s: Site) -> str:
+    return s.total(s.g, [0, *range(2, len(s.shape()))], keepdims=0)
+
+
 @gradient("BatchNormalization", 0)
 def _(s: Site) -> str:
-    return s.op("Mul", s.g, _channels(s, s.op("Mul", s.x(1), _inverse_deviation(s))))
+    slope = s.op("Mul", s.x(1), _inverse_deviation(s))
+    if not s.x(3).startswith(DETACHED):
+        return s.op("Mul", s.g, _channels(s, slope))
+    # the statistics depend on x as well: what is left is orthogonal to a constant and to x, channel by channel
+    share = s.op("Mul", slope, s.scalar(-s.shape()[1] / math.prod(s.shape())))  # over the count of values
+    along = s.op("Mul", s.op("Mul", share, _of_scale(s)), _inverse_deviation(s))
+    shift = s.op("Mul", share, _of_bias(s))
+    scaled = s.op("Add", s.op("Mul", s.g, _channels(s, slope)), _channels(s, shift))
+    return s.op("Add", scaled, s.op("Mul", _centred(s), _channels(s, along)))
 
 
-@gradient("BatchNormalization", 1)
-def _(s: Site) -> str:
-    others = [0, *range(2, len(s.shape()))]
-    centred = s.op("Sub", s.x(), _channels(s, s.x(3)))
-    return s.op("Mul", s.total(s.op("Mul", s.g, centred), others, keepdims=0), _inverse_deviation(s))
-
-
-@gradient("BatchNormalization", 2)
-def _(s: Site) -> str:
-    return s.total(s.g, [0, *range(2, len(s.shape()))], keepdims=0)
+gradient("BatchNormalization", 1)(_of_scale)
+gradient("BatchNormalization", 2)(_of_bias)
 
 
 def _normalized(s: Site) -> tuple[str, str, list[int]]:
