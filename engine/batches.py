@@ -66,6 +66,11 @@ def check_batch(info: Description, inputs: Any, targets: Any) -> Batch:
             raise DataError(f"{name!r} has {len(array)} samples, {info.inputs[0].name!r} has {samples}")
     if samples == 0:
         raise DataError("the batch has no samples")
+    if info.whole and samples != info.batch:
+        raise DataError(
+            f"the batch has {samples} samples and must have {info.batch}, neither more nor padding: {info.whole}; give "
+            "whole batches, or make the plan for this size"
+        )
     weight = find_loss(info.loss).prepare(given_targets, info.loss_options, info.classes)
     return Batch(arrays | given_targets, samples, info.micro_batch, weight)
 

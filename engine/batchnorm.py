@@ -20,12 +20,10 @@ import numpy as np
 
 from .errors import ModelError
 from .graph import DETACHED, Array, Builder, Graph, Node, TensorType
+from .plan import UPDATE
 
 if TYPE_CHECKING:
     import onnx
-
-#: What stands before a running statistic's name in the name of its value after the step.
-UPDATE = "update/"
 
 
 def running_statistics(proto: onnx.ModelProto) -> list[str]:

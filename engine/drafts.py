@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from . import onnxio
+from .batchnorm import inference_form, mixes_samples, running_statistics, spell_out
 from .blocked import DOMAIN, block_size, probe_model
 from .checkpoints import stored_share
 from .costs import SESSION, total_seconds
 from .cuts import Chain, Cutting
 from .differentiate import check_complete, check_supported
-from .errors import ModelError
+from .errors import EngineError, ModelError
 from .exchange import arrange
 from .footprint import STEP_BYTES, Footprint, arena_resident, flat_bytes, session_bytes
 from .graph import Builder, Graph
@@ -67,7 +68,7 @@ class Drafts:
         self.batch, self.optimizer, self.threads, self.output = batch, optimizer, threads, output
         self.reserve, self.hold_gradients = reserve, hold_gradients
         self.block = block_size()
-        self.data = self.proto.SerializeToString()  # what the export starts from, its free sizes still free
+        self.data = inference_form(self.proto)  # what the export starts from, its free sizes still free
         onnxio.fix_sizes(self.proto, sizes)
         self.static = onnxio.static_batch(self.proto)
         names = weight_names(self.proto)
@@ -76,14 +77,17 @@ class Drafts:
                 f"{self.name}: has no weights that could be trained: float32 initializers or Constant nodes; "
                 "export the model with its weights in the file"
             )
-        self._candidates = frozenset(names)
-        graph, _ = self.graph(self.static or 1)
+        running = [n for n in running_statistics(self.proto) if n not in names]
+        self._candidates = frozenset([*names, *running])
+        graph, _ = self.graph(self.static or self.batch)
+        self.whole = mixes_samples(graph)
         self.weights = [n for n in names if n in graph.constants]
         shapes = {n: graph.types[n].shape for n in self.weights}
         self.trainable = choose_trainable(trainable, self.weights, shapes, _last_weights(graph, self.weights))
         check_supported(graph, self.trainable)
         if trainable == "all":
             check_complete(graph)
+        self.weights += [n for n in running if n in graph.constants]
         self.steps = lru_cache(maxsize=64)(self._steps)
         self.chain = lru_cache(maxsize=32)(self._chain)
 
@@ -91,12 +95,19 @@ class Drafts:
     def graph(self, micro_batch: int) -> tuple[Graph, str]:
         """The graph with its loss, and the model output that the loss reads."""
         graph = onnxio.to_graph(self.proto, micro_batch, self._candidates, self.name)
+        spell_out(graph)
         return graph, attach_loss(graph, self.loss, self.options, self.output)
 
-    def micro_batches(self) -> list[int]:
-        """The micro-batches to consider, the largest first."""
-        if self.static is not None:
-            return [self.static]
+    def micro_batches(self, asked: int | None = None) -> list[int]:
+        """The micro-batches to consider, the largest first. Raises EngineError for what would not be exact."""
+        fixed = self.static or asked
+        if self.whole and (fixed or self.batch) != self.batch:
+            raise EngineError(
+                f"{self.name}: a batch of {self.batch} cannot go through {fixed} at a time, as {self.whole}; use "
+                f"batch={fixed}, or export the model for inference"
+            )
+        if fixed is not None or self.whole:
+            return [fixed or self.batch]
         return sorted({-(-self.batch // parts) for parts in _powers(self.batch)}, reverse=True)
 
     def _chain(self, micro_batch: int, checkpoints: str) -> Chain:
@@ -181,7 +192,7 @@ class Drafts:
             tensors(self.weights), tuple(self.trainable), tuple(exchanged[n] for n in sorted(exchanged)),
             tuple(StepInfo(s.kind, s.segment, s.reads, s.writes, s.workspace, s.operators, s.alive) for s in steps),
             optimizer_state=way.level.state, hold_gradients=self.hold_gradients, checkpoints=way.level.checkpoints,
-            seconds=way.seconds, footprint=footprint or Footprint(),
+            seconds=way.seconds, footprint=footprint or Footprint(), whole=self.whole,
         )  # fmt: skip
 
     def plan(self, way: Way, footprint: Footprint, limit: int | None) -> TrainingPlan:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from .lifetimes import Span, last_uses, place
 from .loss import LOSS
-from .plan import GRADIENT, Description
+from .plan import GRADIENT, UPDATE, Description
 
 _ITEM = {
     "float64": 8, "int64": 8, "uint64": 8, "float32": 4, "int32": 4, "uint32": 4, "float16": 2, "int16": 2,
@@ -78,7 +78,7 @@ def arrange(info: Description) -> Exchange:
         for name in step.writes:
             base = name.removeprefix(GRADIENT)
             weight = name.startswith(GRADIENT) and base in trained
-            if name == LOSS or (weight and final[base] == index):
+            if name == LOSS or name.startswith(UPDATE) or (weight and final[base] == index):
                 if weight and name in begun:
                     result.parts[index, name] = name
                 continue

@@ -22,7 +22,7 @@ from .exchange import Exchange, arrange, padded
 from .graph import Array
 from .loss import LOSS
 from .memory import return_freed_memory
-from .plan import GRADIENT, TrainingPlan
+from .plan import GRADIENT, UPDATE, TrainingPlan
 from .runtime import open_arena, step_session, translate
 
 FloatArray = npt.NDArray[np.float32]
@@ -99,6 +99,7 @@ class Executor:
             self.weights[name][...] = value
         self.inputs: dict[str, Array] = {t.name: np.zeros(t.shape, t.dtype) for t in (*info.inputs, *info.targets)}
         self._loss = np.zeros((), np.float32)
+        self._updates: dict[str, FloatArray] = {}
         self._buffer = np.zeros(exchange.size, np.uint8)
         self._gradients: dict[int, FloatArray] = {}
         for index, group in self.groups.items():
@@ -141,6 +142,8 @@ class Executor:
             slot = exchange.writers.get((index, name), "")
             if name == LOSS:
                 array = self._loss
+            elif name.startswith(UPDATE):
+                array = self._updates[name.removeprefix(UPDATE)] = np.zeros(shapes[name], np.float32)
             elif name.startswith(GRADIENT) and base in own:
                 array = own[base]
                 if (index, name) in exchange.parts:
@@ -152,6 +155,11 @@ class Executor:
                     bound.additions.append((at(exchange.parts[index, name], name), array))
             bound.binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         return bound
+
+    def update(self) -> None:
+        """Give the weights that no optimizer moves the values that the last run wrote for them."""
+        for name, value in self._updates.items():
+            self.weights[name][...] = value
 
     def run(self) -> Iterator[tuple[int, FloatArray] | float]:
         """One pass over the micro-batch that `inputs` holds.

@@ -22,6 +22,8 @@ from .memory import format_size
 VERSION = 1
 #: What stands before a tensor's name in the name of its gradient.
 GRADIENT = "gradient/"
+#: What stands before a weight's name in the name of its value after the step, where no optimizer moves it.
+UPDATE = "update/"
 _DESCRIPTION, _MODEL, _PROBE = "plan.json", "model.onnx", "probe.onnx"
 #: The largest `plan.json` that is read, in bytes: a name and a shape per tensor of a very large model.
 _DESCRIPTION_LIMIT = 64 * 2**20
@@ -77,6 +79,7 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     checkpoints: str = "float32"  # how tensors are stored that are recomputed from: "float32" or "int8"
     seconds: float = 0.0  # of a step: measured in the trial run, else only good for comparing plans
     footprint: Footprint = Footprint()
+    whole: str = ""  # why a batch must have exactly `batch` samples: what mixes them; empty where any number will do
 
     @property
     def peak_bytes(self) -> int:

@@ -79,8 +79,6 @@ def compile(
         model, loss, loss_options or {}, batch, optimizer, trainable, output, threads, sizes or {}, reserve,
         hold_gradients,
     )  # fmt: skip
-    micro_batches = drafts.micro_batches()
-    if micro_batch is not None and drafts.static is None:
-        micro_batches = [micro_batch]
+    micro_batches = drafts.micro_batches(micro_batch)
     measure = memory_limit is not None if trial is None else trial
     return choose(drafts, levels, micro_batches, segments, memory_limit, measure)

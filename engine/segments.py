@@ -19,7 +19,7 @@ from .checkpoints import codable, coded, decoded_first, encode
 from .differentiate import dependents, differentiate
 from .graph import Builder, Graph
 from .loss import LOSS
-from .plan import GRADIENT
+from .plan import GRADIENT, UPDATE
 from .steps import Step, StepWriter
 
 
@@ -62,7 +62,8 @@ def write_steps(
     for index, segment in enumerate(segments[:-1]):
         builder = Builder("s.f")
         leaving = _leaving(segments, index)
-        outputs = [*leaving]  # the pass goes on with the exact tensors, coded or not
+        # the pass goes on with the exact tensors, coded or not
+        outputs = [*leaving, *_updates(segment)]
         for name in leaving:
             if name in coding:
                 encode(builder, name, graph.types[name])
@@ -73,6 +74,11 @@ def write_steps(
         if backwards[index]:
             steps += _backward(writer, segments, index, trainable, moving, coding)
     return _without_unread(steps)
+
+
+def _updates(segment: _Segment) -> list[str]:
+    """New values of weights that no optimizer moves: they are written on the way forward."""
+    return [t for t in segment.made if t.startswith(UPDATE)]
 
 
 def _leaving(segments: Sequence[_Segment], index: int) -> list[str]:
@@ -98,7 +104,9 @@ def _backward(
     entering = sorted(t for t in segment.read if t in moving and t not in writer.weights)
     wanted = [*entering, *(w for w in trainable if w in segment.read)]
     found = differentiate(graph, segment.nodes, seeds, wanted, builder)
-    outputs = {GRADIENT + t: found[t] for t in wanted if t in found} | ({LOSS: LOSS} if last else {})
+    outputs = {GRADIENT + t: found[t] for t in wanted if t in found}
+    if last:
+        outputs |= {t: t for t in (LOSS, *_updates(segment))}
     if not outputs:
         return []
     nodes, constants = [*segment.nodes, *builder.nodes], builder.constants
@@ -113,5 +121,5 @@ def _backward(
 
 def _without_unread(steps: list[Step]) -> list[Step]:
     """Forward steps whose results nothing reads are not run (possible only when everything after is frozen)."""
-    needed = {n for s in steps for n in s.reads}
+    needed = {n for s in steps for n in s.reads} | {n for s in steps for n in s.writes if n.startswith(UPDATE)}
     return [s for s in steps if s.kind == "backward" or needed.intersection(s.writes)]

@@ -133,6 +133,7 @@ class Trainer:
             self._sums.clear()
             loss = self._add(batch, self._sums, 1 / batch.weight)
             self._apply_sums(1.0)
+            self._executor.update()
             return loss
         factor = 1.0
         if clip is not None and not alone:
@@ -158,6 +159,7 @@ class Trainer:
                 self._steps += 1
                 counted = True
             self._apply(index, gradient, factor)
+        self._executor.update()
         return loss
 
     def accumulate(self, inputs: Inputs, targets: Targets) -> float:
@@ -177,6 +179,7 @@ class Trainer:
             self._sums.clear()
         collected, self._pending = self._pending, 0.0
         loss = self._add(batch, self._sums, 1.0)
+        self._executor.update()
         self._pending = collected + batch.weight
         return loss / batch.weight
 

@@ -16,6 +16,8 @@ from sanderling.engine.runtime import run_once
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: exports are compared with it")
 
+torch.set_num_threads(1)
+
 FUNCTIONS: dict[str, Any] = {
     "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "Tanh": np.tanh,
