@@ -13,8 +13,8 @@ operator that is in neither table stops planning with an error that names the op
 Gradients flow to the inputs named in the table; the other inputs (axes, shapes, indices, frozen statistics) count as
 constants and must be known when the plan is made, except the indices of Gather. Limits: Dropout as in inference;
 BatchNormalization with its statistics frozen, or in training mode (then batches are whole, and the running statistics
-are kept up); LSTM, GRU and RNN without clip, peepholes and parameters of activations; ConvTranspose with explicit pads; Pad by reflection or repetition only outwards.
-Control flow (If, Loop, Scan) is refused.
+are kept up); LSTM, GRU and RNN without clip, peepholes and parameters of activations; ConvTranspose
+with explicit pads; Pad by reflection or repetition only outwards. Control flow (If, Loop, Scan) is refused.
 
 | Operator | Gradient to inputs | Family |
 |---|---|---|
