@@ -69,7 +69,7 @@ class Chain:
         for name, begin in made.items():
             for position in range(begin + 1, read.get(name, begin) + 1):
                 crossing_bytes[position] += graph.types[name].nbytes
-                gradient_bytes[position] += graph.types[name].nbytes if name in moving else 0
+                gradient_bytes[position] += graph.types[name].gradient.nbytes if name in moving else 0
         self._graph, self._made, self._read, self._shrunk = graph, made, read, shrunk
         self._widest = widest
         self._gradients = gradient_bytes
@@ -78,7 +78,7 @@ class Chain:
         first = {w: min(i for i, n in enumerate(nodes) if w in n.inputs) for w in trainable}
         weight_bytes = [0] * size
         for name, index in first.items():
-            weight_bytes[index] += graph.types[name].nbytes
+            weight_bytes[index] += graph.types[name].gradient.nbytes
         self._weights = [0, *accumulate(weight_bytes)]
         self._begin = min(first.values(), default=0)  # nothing before is differentiated
         self.points = _points(crossing_bytes, size)

@@ -22,15 +22,16 @@ from .cuts import Chain, Cutting
 from .differentiate import check_complete, check_supported
 from .errors import EngineError, ModelError
 from .exchange import arrange
-from .footprint import STEP_BYTES, Footprint, arena_resident, flat_bytes, session_bytes
+from .footprint import STEP_BYTES, Footprint, aligned_bytes, arena_resident, flat_bytes, session_bytes
 from .graph import Builder, Graph
 from .loss import LABELS, LOSS, SAMPLE_WEIGHT, TARGETS, TEACHER, attach_loss, loss_options
 from .optimizers import state_bytes
+from .placing import near_use
 from .plan import GRADIENT, VERSION, Description, StepInfo, Tensor, TrainingPlan
 from .segments import write_steps
 from .steps import Step
 from .trial import measure_baseline
-from .weights import choose_trainable, weight_names
+from .weights import carriers, choose_trainable, quantizations, weight_names
 
 #: A backward pass in terms of its forward pass, for ordering ways by speed.
 _BACKWARD = 2.0
@@ -79,6 +80,7 @@ class Drafts:
             )
         running = [n for n in running_statistics(self.proto) if n not in names]
         self._candidates = frozenset([*names, *running])
+        self._quantized = quantizations(self.proto, names, self.name)
         graph, _ = self.graph(self.static or self.batch)
         self.whole = mixes_samples(graph)
         self.weights = [n for n in names if n in graph.constants]
@@ -96,6 +98,7 @@ class Drafts:
         """The graph with its loss, and the model output that the loss reads."""
         graph = onnxio.to_graph(self.proto, micro_batch, self._candidates, self.name)
         spell_out(graph)
+        near_use(graph, self._candidates)
         return graph, attach_loss(graph, self.loss, self.options, self.output)
 
     def micro_batches(self, asked: int | None = None) -> list[int]:
@@ -152,7 +155,7 @@ class Drafts:
         inputs = sum(graph.types[i].nbytes for i in graph.inputs)
         return Footprint(
             baseline=measure_baseline(small_model()),
-            weights=flat_bytes([graph.types[w].shape for w in self.weights]),
+            weights=aligned_bytes(graph.types[w].nbytes for w in self.weights),
             optimizer=state_bytes(self.optimizer, way.level.state, [graph.types[w].shape for w in self.trainable]),
             gradients=trained if way.micro_batch < self.batch or self.hold_gradients else 0,
             inputs=inputs,
@@ -182,7 +185,7 @@ class Drafts:
         for step in steps:
             for name, kind in step.kinds:
                 base = name.removeprefix(GRADIENT)
-                if base not in known:
+                if base not in known and (name == base or base not in exchanged):  # gradients have types of their own
                     exchanged[base] = Tensor(base, kind.dtype, kind.shape)
         block = self.block if any(DOMAIN.encode() in s.model for s in steps) else 0
         return Description(
@@ -193,6 +196,7 @@ class Drafts:
             tuple(StepInfo(s.kind, s.segment, s.reads, s.writes, s.workspace, s.operators, s.alive) for s in steps),
             optimizer_state=way.level.state, hold_gradients=self.hold_gradients, checkpoints=way.level.checkpoints,
             seconds=way.seconds, footprint=footprint or Footprint(), whole=self.whole,
+            quantized=tuple(self._quantized[w] for w in self.weights if w in self._quantized),
         )  # fmt: skip
 
     def plan(self, way: Way, footprint: Footprint, limit: int | None) -> TrainingPlan:
@@ -226,11 +230,8 @@ def _powers(batch: int) -> Iterator[int]:
 def _last_weights(graph: Graph, weights: Sequence[str]) -> list[str]:
     """The weights of the last matrix product or convolution, and what only its bias addition reads."""
     kinds = ("Gemm", "MatMul", "Conv")
-    heavy = [i for i, n in enumerate(graph.nodes) if n.op in kinds and set(n.inputs) & set(weights)]
+    carried = carriers(graph.nodes, weights)  # a weight may reach its operator through others
+    heavy = [i for i, n in enumerate(graph.nodes) if n.op in kinds and carried.keys() & set(n.inputs)]
     start = heavy[-1] if heavy else 0
-    read = {i for n in graph.nodes[start:] for i in n.inputs}
-    # a weight may reach its operator through nodes that only move elements
-    for node in reversed(graph.nodes[:start]):
-        if read.intersection(node.outputs) and len(node.inputs) and node.inputs[0] in weights:
-            read.add(node.inputs[0])
+    read = set().union(*(carried.get(i, set()) for n in graph.nodes[start:] for i in n.inputs))
     return [w for w in weights if w in read]

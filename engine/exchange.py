@@ -8,6 +8,7 @@ later part one of its own for the length of its step.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .lifetimes import Span, last_uses, place
@@ -29,6 +30,12 @@ def padded(shape: tuple[int, ...]) -> int:
 def bytes_of(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes of an array of this numpy type and shape."""
     return math.prod(shape) * _ITEM.get(dtype, 1)
+
+
+def kind_of(name: str, kinds: Mapping[str, str]) -> str:
+    """The element type of a tensor or gradient. The gradient of integers that stand for real numbers is float32."""
+    kind = kinds.get(name.removeprefix(GRADIENT), "float32")
+    return kind if kind.startswith("float") or not name.startswith(GRADIENT) else "float32"
 
 
 @dataclass(slots=True)
@@ -54,7 +61,8 @@ class Exchange:
 def arrange(info: Description) -> Exchange:
     """Lifetimes and offsets of all that passes between the steps of a plan."""
     steps = info.steps
-    kinds = {t.name: (t.dtype, t.shape) for t in info.tensors} | {w.name: ("float32", w.shape) for w in info.weights}
+    kinds = {t.name: t.dtype for t in info.tensors}
+    shapes = {t.name: t.shape for t in (*info.tensors, *info.weights)}
     trained = set(info.trainable)
     last = last_uses([s.reads for s in steps])
     final: dict[str, int] = {}  # weight: the step that completes its gradient
@@ -67,11 +75,10 @@ def arrange(info: Description) -> Exchange:
     for index in sorted(set(final.values())):
         names = tuple(w for w, at in final.items() if at == index)
         result.groups[index] = names
-        spans[Exchange.group_slot(index)] = Span(4 * sum(padded(kinds[n][1]) for n in names), index, index)
+        spans[Exchange.group_slot(index)] = Span(4 * sum(padded(shapes[n]) for n in names), index, index)
 
     def size(name: str) -> int:
-        base = name.removeprefix(GRADIENT)
-        return bytes_of(*kinds[base])
+        return bytes_of(kind_of(name, kinds), shapes[name.removeprefix(GRADIENT)])
 
     begun: set[str] = set()
     for index, step in enumerate(steps):

@@ -10,7 +10,7 @@ group is complete, and their place is used again after that.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,41 +18,15 @@ import numpy.typing as npt
 
 from .blocked import blocks_agree
 from .errors import PlanError
-from .exchange import Exchange, arrange, padded
+from .exchange import Exchange, arrange, kind_of
 from .graph import Array
 from .loss import LOSS
 from .memory import return_freed_memory
 from .plan import GRADIENT, UPDATE, TrainingPlan
 from .runtime import open_arena, step_session, translate
+from .storage import Group, Storage, group_of
 
 FloatArray = npt.NDArray[np.float32]
-
-
-@dataclass(slots=True)
-class Group:
-    """Weights whose gradients are complete after the same step, as views of one flat array."""
-
-    names: list[str]
-    shapes: list[tuple[int, ...]]
-    offsets: list[int] = field(default_factory=list)
-    size: int = 0
-
-    def __post_init__(self) -> None:
-        for shape in self.shapes:
-            self.offsets.append(self.size)
-            self.size += padded(shape)
-
-    def gaps(self, flat: FloatArray) -> list[FloatArray]:
-        """What lies between the tensors of a flat array."""
-        ends = [o + int(np.prod(s, dtype=np.int64)) for o, s in zip(self.offsets, self.shapes, strict=True)]
-        return [flat[end:begin] for end, begin in zip(ends, [*self.offsets[1:], self.size], strict=True) if end < begin]
-
-    def views(self, flat: FloatArray) -> dict[str, FloatArray]:
-        """{name: view in its shape} of a flat array."""
-        return {
-            name: flat[offset : offset + int(np.prod(shape, dtype=np.int64))].reshape(shape)
-            for name, shape, offset in zip(self.names, self.shapes, self.offsets, strict=True)
-        }
 
 
 @dataclass(slots=True)
@@ -70,7 +44,8 @@ class _Bound:
 class Executor:
     """Sessions and buffers of one plan."""
 
-    def __init__(self, plan: TrainingPlan, weights: Mapping[str, FloatArray]) -> None:
+    def __init__(self, plan: TrainingPlan, weights: Mapping[str, Array], random: np.random.Generator) -> None:
+        """`random` rounds weights that are integers."""
         info = plan.info
         if plan.probe and not blocks_agree(plan.probe):
             raise PlanError(
@@ -80,21 +55,20 @@ class Executor:
         return_freed_memory()
         self._steps = info.steps
         shapes = {t.name: t.shape for t in (*info.tensors, *info.weights)}
-        kinds = {t.name: np.dtype(t.dtype) for t in info.tensors}
+        kinds = {t.name: t.dtype for t in info.tensors}
+        quantized = {how.weight: how for how in info.quantized}
         exchange = arrange(info)
         #: Groups by the step that completes them.
         self.groups: dict[int, Group] = {
-            index: Group(list(names), [shapes[n] for n in names]) for index, names in exchange.groups.items()
+            index: group_of(list(names), shapes, quantized) for index, names in exchange.groups.items()
         }
         moving = {n for names in exchange.groups.values() for n in names}
         frozen = [t.name for t in info.weights if t.name not in moving]
-        self._frozen = Group(frozen, [shapes[n] for n in frozen])
-        #: Flat weights by group; the frozen ones under -1.
-        self.flat: dict[int, FloatArray] = {i: np.zeros(g.size, np.float32) for i, g in self.groups.items()}
-        self.flat[-1] = np.zeros(self._frozen.size, np.float32)
-        self.weights: dict[str, FloatArray] = self._frozen.views(self.flat[-1])
-        for index, group in self.groups.items():
-            self.weights |= group.views(self.flat[index])
+        #: Weights by group; the frozen ones under -1.
+        self.storage: dict[int, Storage] = {i: Storage(g, quantized, random) for i, g in self.groups.items()}
+        self.storage[-1] = Storage(group_of(frozen, shapes, quantized), quantized, random)
+        #: Weights by name, integers as they are.
+        self.weights: dict[str, Array] = {n: v for s in self.storage.values() for n, v in s.views.items()}
         for name, value in weights.items():
             self.weights[name][...] = value
         self.inputs: dict[str, Array] = {t.name: np.zeros(t.shape, t.dtype) for t in (*info.inputs, *info.targets)}
@@ -114,15 +88,14 @@ class Executor:
 
     def _bind(
         self, index: int, model: bytes, threads: int, exchange: Exchange, fixed: Mapping[str, Array],
-        shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, Any],
+        shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, str],
     ) -> _Bound:  # fmt: skip
         """Bind one session to the places of all that it reads and writes."""
         step = self._steps[index]
 
         def at(slot: str, name: str) -> Array:
-            base = name.removeprefix(GRADIENT)
-            kind = kinds.get(base, np.dtype(np.float32))
-            shape = shapes[base]
+            kind = np.dtype(kind_of(name, kinds))
+            shape = shapes[name.removeprefix(GRADIENT)]
             begin = exchange.offsets[slot]
             count = int(np.prod(shape, dtype=np.int64))
             array: Array = self._buffer[begin : begin + count * kind.itemsize].view(kind).reshape(shape)

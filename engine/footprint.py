@@ -9,6 +9,7 @@ sessions themselves (measured per node). A trial run corrects the sum where it i
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import msgspec
 
@@ -79,4 +80,9 @@ def session_bytes(operators: int, model: int) -> int:
 
 def flat_bytes(shapes: list[tuple[int, ...]]) -> int:
     """Bytes of float32 tensors of these shapes in one flat array."""
-    return sum(-(-4 * math.prod(shape) // ALIGNMENT) * ALIGNMENT for shape in shapes)
+    return aligned_bytes(4 * math.prod(shape) for shape in shapes)
+
+
+def aligned_bytes(sizes: Iterable[int]) -> int:
+    """Bytes of arrays of these sizes, each on a cache line."""
+    return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)

@@ -37,6 +37,25 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shape: tuple[int, ...]
 
 
+class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the integers q of one weight stand for real values: scale (q - zero point).
+
+    `scale` and `zero_point` are little-endian float32 and int32: one number for the whole tensor, one per index along
+    `axis`, or with `block` > 0 one per `block` neighbours along `axis` (then in the shape of the tensor, that axis
+    divided). Training keeps the integers between `low` and `high`.
+    """
+
+    weight: str
+    dtype: str
+    shape: tuple[int, ...]
+    scale: bytes
+    zero_point: bytes
+    axis: int
+    block: int
+    low: int
+    high: int
+
+
 class StepInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One session of a training step: what it reads and writes, by name."""
 
@@ -80,6 +99,7 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seconds: float = 0.0  # of a step: measured in the trial run, else only good for comparing plans
     footprint: Footprint = Footprint()
     whole: str = ""  # why a batch must have exactly `batch` samples: what mixes them; empty where any number will do
+    quantized: tuple[Quantization, ...] = ()  # of the weights that are integers
 
     @property
     def peak_bytes(self) -> int:

@@ -12,8 +12,8 @@ et al.) multiplies dL/dq by s^-2. Then q moves by r G / s and w by r G: exactly 
 optimizers with state it is applied to their result (d = what the optimizer would change w by), which for SGD with
 momentum is the same thing and for Adam, whose step does not depend on the size of gradients, the only right one.
 
-A weight at the end of its range stays there until its gradient turns. Random numbers are a function of seed, step and
-group, so that a trainer that is loaded goes on bit for bit.
+A weight at the end of its range stays there until its gradient turns. The state of the random numbers is saved with
+the trainer, so that one that is loaded goes on bit for bit.
 
 Sources: Lin et al., "On-Device Training Under 256KB Memory" (2022), section 3.1; Gupta et al., "Deep Learning with
 Limited Numerical Precision" (2015) for stochastic rounding.
@@ -21,11 +21,13 @@ Limited Numerical Precision" (2015) for stochastic rounding.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
+
+from .plan import Quantization
 
 FloatArray = npt.NDArray[np.float32]
 IntegerArray = npt.NDArray[Any]
@@ -33,67 +35,51 @@ IntegerArray = npt.NDArray[Any]
 DTYPES = ("int8", "uint8", "int16", "uint16", "int32")
 
 
-class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the integers q of one weight stand for real values: scale (q - zero point).
+def scales_of(how: Quantization) -> FloatArray:
+    """The scales, flat."""
+    return np.frombuffer(how.scale, "<f4")
 
-    `scale` and `zero_point` are little-endian float32 and int32: one number for the whole tensor, one per index along
-    `axis`, or with `block` > 0 one per `block` neighbours along `axis` (then in the shape of the tensor, that axis
-    divided). Training keeps the integers between `low` and `high`.
-    """
 
-    weight: str
-    dtype: str
-    shape: tuple[int, ...]
-    scale: bytes
-    zero_point: bytes
-    axis: int
-    block: int
-    low: int
-    high: int
+def scale_at(how: Quantization, start: int, stop: int) -> FloatArray:
+    """The scales of the elements from `start` to `stop` of the flat tensor: [stop - start], or [1] for one."""
+    scales = scales_of(how)
+    return scales if scales.size == 1 else scales[_places(how, start, stop)]
 
-    @property
-    def scales(self) -> FloatArray:
-        """The scales, flat."""
-        return np.frombuffer(self.scale, "<f4")
 
-    @property
-    def zero_points(self) -> npt.NDArray[np.int32]:
-        """The zero points, flat, as many as scales."""
-        return np.frombuffer(self.zero_point, "<i4")
+def zero_at(how: Quantization, start: int, stop: int) -> npt.NDArray[np.int32]:
+    """The zero points of the elements from `start` to `stop` of the flat tensor: as many as `scale_at` gives."""
+    zeros = np.frombuffer(how.zero_point, "<i4")
+    return zeros if zeros.size == 1 else zeros[_places(how, start, stop)]
 
-    def scale_at(self, start: int, stop: int) -> FloatArray:
-        """The scales of the elements from `start` to `stop` of the flat tensor: [stop - start], or [1] for one."""
-        scales = self.scales
-        return scales if scales.size == 1 else scales[self._places(start, stop)]
 
-    def zero_at(self, start: int, stop: int) -> npt.NDArray[np.int32]:
-        """The zero points of the elements from `start` to `stop` of the flat tensor."""
-        zeros = self.zero_points
-        return zeros if zeros.size == 1 else zeros[self._places(start, stop)]
-
-    def _places(self, start: int, stop: int) -> npt.NDArray[np.int64]:
-        """Which of the scales belongs to each element."""
-        length = self.shape[self.axis]
-        inner = int(np.prod(self.shape[self.axis + 1 :], dtype=np.int64))
-        if not self.block and start // (inner * length) == (stop - 1) // (inner * length):
-            # whole rows of one channel each: repeating is several times faster than dividing every index
-            first, last = start // inner, (stop - 1) // inner
-            rows = np.repeat(np.arange(first, last + 1) % length, inner)
-            return rows[start - first * inner : stop - first * inner]
-        at = np.arange(start, stop)
-        along = at // inner % length
-        if not self.block:
-            return along
-        blocks = -(-length // self.block)
-        return (at // (inner * length) * blocks + along // self.block) * inner + at % inner
+def _places(how: Quantization, start: int, stop: int) -> npt.NDArray[np.int64]:
+    """Which of the scales belongs to each element."""
+    length = how.shape[how.axis]
+    inner = math.prod(how.shape[how.axis + 1 :])
+    if not how.block and start // (inner * length) == (stop - 1) // (inner * length):
+        # whole rows of one channel each: repeating is several times faster than dividing every index
+        first, last = start // inner, (stop - 1) // inner
+        rows = np.repeat(np.arange(first, last + 1) % length, inner)
+        return rows[start - first * inner : stop - first * inner]
+    at = np.arange(start, stop)
+    along = at // inner % length
+    if not how.block:
+        return along
+    blocks = -(-length // how.block)
+    return (at // (inner * length) * blocks + along // how.block) * inner + at % inner
 
 
 def dequantize(integers: IntegerArray, how: Quantization) -> FloatArray:
     """The real values, in the shape of the integers, bit for bit as the runtime's DequantizeLinear computes them."""
-    flat = integers.reshape(-1)
-    values = (flat.astype(np.int64) - how.zero_at(0, flat.size)).astype(np.float32)
-    values *= how.scale_at(0, flat.size)
-    return values.reshape(integers.shape)
+    return dequantize_part(integers.reshape(-1), how, 0).reshape(integers.shape)
+
+
+def dequantize_part(integers: IntegerArray, how: Quantization, start: int) -> FloatArray:
+    """The same for a flat part of a weight, from the element `start` on."""
+    stop = start + integers.size
+    values = (integers.astype(np.int64) - zero_at(how, start, stop)).astype(np.float32)
+    values *= scale_at(how, start, stop)
+    return values
 
 
 def quantize(values: npt.ArrayLike, how: Quantization, present: IntegerArray | None = None) -> IntegerArray:
@@ -103,17 +89,12 @@ def quantize(values: npt.ArrayLike, how: Quantization, present: IntegerArray | N
     """
     array = np.asarray(values, np.float32)
     flat = array.reshape(-1)
-    exact = flat.astype(np.float64) / how.scale_at(0, flat.size) + how.zero_at(0, flat.size)
+    exact = flat.astype(np.float64) / scale_at(how, 0, flat.size) + zero_at(how, 0, flat.size)
     limits = np.iinfo(how.dtype)
     nearest = np.clip(np.rint(exact), limits.min, limits.max).astype(how.dtype).reshape(array.shape)
     if present is None:
         return nearest
     return np.where(dequantize(present, how) == array, present, nearest).astype(how.dtype)
-
-
-def random_source(seed: int, step: int, group: int) -> np.random.Generator:
-    """Random numbers that depend on nothing else: a step that is taken again draws the same."""
-    return np.random.Generator(np.random.SFC64(np.random.SeedSequence((seed, step, group))))
 
 
 def move(
@@ -124,7 +105,7 @@ def move(
     `integers` and `change` are flat, the elements from `start` on of the tensor. A change of 0 leaves an integer as it
     is; every other is exact on average up to 2^-23 of a scale step, and the ends of the range hold.
     """
-    change /= how.scale_at(start, start + change.size)
+    change /= scale_at(how, start, start + change.size)
     change += random.random(change.size, np.float32)
     np.floor(change, out=change)
     # beyond this every weight is at the end of its range; it keeps the conversion defined

@@ -21,12 +21,14 @@ from .batches import Batch, check_batch
 from .checkpoint import Settings, State, open_checkpoint, write_checkpoint
 from .clipping import check_clipping, norm_factor, squared_norm
 from .errors import EngineError, NonFiniteError
-from .executor import Executor, FloatArray, Group
+from .executor import Executor, FloatArray
 from .graph import Array
 from .optimizers import OptimizerState, Slot, make_optimizer
 from .plan import TrainingPlan
+from .quantized import quantize
 from .schedules import Schedule, as_schedule
-from .weights import check_weights, patched, view_weights
+from .storage import Group
+from .weights import check_weights, patched, real_values, view_weights
 
 Inputs = Array | Mapping[str, Array]
 Targets = Array | Mapping[str, Array] | tuple[Array, Array]
@@ -66,8 +68,10 @@ class Trainer:
         if decay not in _DECAY:
             raise EngineError(f"decay={decay!r}: choose one of {', '.join(_DECAY)}")
         self._settings = Settings(schedule, options, clip_norm, clip_value, decay, seed)
+        self._random = np.random.default_rng(seed)
+        self._quantized = {how.weight: how for how in plan.info.quantized}
         names = [t.name for t in plan.info.weights]
-        self._executor = Executor(plan, view_weights(plan.model, names))
+        self._executor = Executor(plan, view_weights(plan.model, names), self._random)
         self._states = {
             i: OptimizerState(plan.info.optimizer, plan.info.optimizer_state, _slots(g, decay))
             for i, g in self._executor.groups.items()
@@ -75,7 +79,6 @@ class Trainer:
         self._steps = 0
         self._pending = 0.0
         self._sums: dict[int, FloatArray] = {}
-        self._random = np.random.default_rng(seed)
 
     @property
     def steps(self) -> int:
@@ -91,6 +94,11 @@ class Trainer:
     def learning_rate(self, value: float | Schedule) -> None:
         s = self._settings
         self._settings = Settings(as_schedule(value), s.options, s.clip_norm, s.clip_value, s.decay, s.seed)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights as they are held: one for an int8 weight, four for a float32 one."""
+        return sum(array.nbytes for array in self._executor.weights.values())
 
     @property
     def state_bytes(self) -> int:
@@ -276,17 +284,24 @@ class Trainer:
             np.clip(gradient, np.float32(-limit), np.float32(limit), out=gradient)
         s = self._settings
         optimizer = make_optimizer(self.plan.info.optimizer, s.schedule.rate(self._steps), s.options)
-        self._states[index].apply(optimizer, self._executor.flat[index], gradient, self._steps)
+        self._states[index].apply(optimizer, self._executor.storage[index], gradient, self._steps)
 
     def weights(self) -> dict[str, FloatArray]:
-        """Copies of all weights, trained or not: {initializer name: float32 array}."""
-        return {t.name: self._executor.weights[t.name].copy() for t in self.plan.info.weights}
+        """Copies of all weights, trained or not: {initializer name: float32 array}; of integers what they stand for."""
+        weights = {t.name: self._executor.weights[t.name] for t in self.plan.info.weights}
+        return real_values(weights, self._quantized)
 
     def set_weights(self, weights: Mapping[str, Any]) -> None:
-        """Replace some weights or all; the optimizer's state stays. Raises DataError, and then changes nothing."""
+        """Replace some weights or all; the optimizer's state stays. Raises DataError, and then changes nothing.
+
+        Weights that are integers take the nearest values that they can stand for; what `weights` gave comes back
+        exactly.
+        """
         check_weights(weights, {t.name: t.shape for t in self.plan.info.weights})
         for name, value in weights.items():
-            self._executor.weights[name][...] = value
+            present = self._executor.weights[name]
+            how = self._quantized.get(name)
+            present[...] = value if how is None else quantize(value, how, present)
 
     def reset_optimizer(self) -> None:
         """Forget the optimizer's running means and the number of steps (so a schedule begins anew)."""
@@ -306,7 +321,9 @@ class Trainer:
 
     def _arrays(self) -> dict[str, Array]:
         """All arrays that training changes, by the name of their member in a trainer file."""
-        arrays: dict[str, Array] = {f"weights{i}": flat for i, flat in self._executor.flat.items()}
+        arrays: dict[str, Array] = {
+            f"weights{i}.{dtype}": flat for i, s in self._executor.storage.items() for dtype, flat in s.arrays()
+        }
         for index, state in self._states.items():
             arrays |= {f"optimizer{index}.{k}": array for k, array in enumerate(state.arrays())}
         if self._pending:

@@ -9,7 +9,7 @@ no `onnx`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,10 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import DataError, EngineError, ModelError, UnsupportedOperatorError
-from .quantized import DTYPES, IntegerArray, Quantization, dequantize, kept_range, quantize
+from .plan import Quantization
+from .quantized import DTYPES, IntegerArray, dequantize, kept_range, quantize
 
 if TYPE_CHECKING:
     import onnx
+
+    from .graph import Node
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -36,6 +39,7 @@ _MANY_ONLY = ("Add", "Mul")
 #: Where zeros are the way to say "nothing": the initial states of recurrent layers.
 _STATES = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
 _MOVES = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Expand", "Concat")
+_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW = 7, 5, 1, 2, 8, 9
 #: Element types of weights, by their number in ONNX.
 _KINDS = {1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32"}
@@ -62,7 +66,7 @@ def weight_names(proto: onnx.ModelProto) -> list[str]:
     real = {name for name in sizes if kinds[name] == "float32"}  # tensors that stand for their own values
     found: set[str] = set()
     for node in proto.graph.node:
-        if node.op_type in (*_MOVES, "QuantizeLinear", "DequantizeLinear"):
+        if node.op_type in (*_MOVES, *_QUANTIZERS):
             read = node.input if node.op_type == "Concat" else node.input[:1]
             if node.op_type == "Expand" and sizes.get(node.input[0]) == 1:
                 continue  # a single number, repeated, fills a tensor: nothing learned
@@ -95,6 +99,16 @@ def _learned_state(node: onnx.NodeProto, tensor: onnx.TensorProto, direct: bool)
             f"{states.shape[1]} samples, so that it cannot be trained; export the model with a free batch dimension"
         )
     return False
+
+
+def carriers(nodes: Iterable[Node], weights: Iterable[str]) -> dict[str, set[str]]:
+    """{tensor: the weights that it holds}: weights themselves, and what moves, quantizes or dequantizes them."""
+    origin = {name: {name} for name in weights}
+    for node in nodes:
+        read = node.inputs if node.op == "Concat" else node.inputs[:1]
+        if node.op in (*_MOVES, *_QUANTIZERS) and all(name in origin for name in read):
+            origin[node.outputs[0]] = set().union(*(origin[name] for name in read))
+    return origin
 
 
 def quantizations(proto: onnx.ModelProto, names: Collection[str], source: str = "model") -> dict[str, Quantization]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +78,32 @@ def state_bytes(name: str, precision: str, shapes: Iterable[Sequence[int]]) -> i
     return total
 
 
+class Pieces(Protocol):
+    """Weights that are not one flat array of real numbers, handed out piece by piece."""
+
+    def open(self, start: int, stop: int, decay: float) -> FloatArray:
+        """What is to be updated for the numbers from `start` to `stop`, shrunk by the factor `decay`."""
+
+    def close(self, start: int, stop: int, piece: FloatArray) -> None:
+        """Take the piece back, updated."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Flat:
+    """A flat array, in place."""
+
+    weights: FloatArray
+
+    def open(self, start: int, stop: int, decay: float) -> FloatArray:
+        piece = self.weights[start:stop]
+        if decay != 1:
+            piece *= np.float32(decay)
+        return piece
+
+    def close(self, start: int, stop: int, piece: FloatArray) -> None:
+        pass
+
+
 class OptimizerState:
     """The running means of a flat array of weights."""
 
@@ -106,16 +133,15 @@ class OptimizerState:
         """Bytes of the running means (a few pieces of scratch come on top)."""
         return sum(m.nbytes for s in self._spans for m in s.means) + sum(c.nbytes for s in self._spans for c in s.codes)
 
-    def apply(self, optimizer: Optimizer, weights: FloatArray, gradient: FloatArray, step: int) -> None:
+    def apply(self, optimizer: Optimizer, weights: FloatArray | Pieces, gradient: FloatArray, step: int) -> None:
         """One step of all weights, in place. `gradient` is finite and stays as it is."""
+        pieces = _Flat(weights) if isinstance(weights, np.ndarray) else weights
         for span in self._spans:
-            decay = np.float32(1 - optimizer.learning_rate * optimizer.weight_decay) if span.decays else np.float32(1)
+            decay = 1 - optimizer.learning_rate * optimizer.weight_decay if span.decays else 1.0
             for start in range(span.start, span.stop, PIECE):
                 stop = min(start + PIECE, span.stop)
                 count, at = stop - start, start - span.start
-                w = weights[start:stop]
-                if decay != 1:
-                    w *= decay
+                w = pieces.open(start, stop, decay)
                 if span.packed:
                     means = [u[:count] for u in self._unpacked]
                     for kind, codes, mean in zip(self._formats, span.codes, means, strict=True):
@@ -123,6 +149,7 @@ class OptimizerState:
                 else:
                     means = [m[at : at + count] for m in span.means]
                 optimizer.update(w, gradient[start:stop], means, step, self._scratch[:count])
+                pieces.close(start, stop, w)
                 if span.packed:
                     for kind, codes, mean in zip(self._formats, span.codes, means, strict=True):
                         kind.write(codes, at, mean)
