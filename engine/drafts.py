@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from . import onnxio
+from .adapters import Adapter, Wish, find, insert
 from .batchnorm import inference_form, mixes_samples, running_statistics, spell_out
 from .blocked import DOMAIN, block_size, probe_model
 from .checkpoints import stored_share
@@ -62,6 +63,7 @@ class Drafts:
         self, model: str | Path | bytes, loss: str, options: Mapping[str, float | Sequence[float]], batch: int,
         optimizer: str, trainable: str | Sequence[str], output: str | None, threads: int,
         sizes: Mapping[str, Sequence[int]], reserve: int = 0, hold_gradients: bool = False,
+        adapters: Wish | None = None,
     ) -> None:  # fmt: skip
         proto, self.name = onnxio.load_model(model)
         self.proto = onnxio.normalize(proto, self.name)
@@ -81,13 +83,24 @@ class Drafts:
         running = [n for n in running_statistics(self.proto) if n not in names]
         self._candidates = frozenset([*names, *running])
         self._quantized = quantizations(self.proto, names, self.name)
+        self.adapters: list[Adapter] = []
         graph, _ = self.graph(self.static or self.batch)
         self.whole = mixes_samples(graph)
         self.weights = [n for n in names if n in graph.constants]
         shapes = {n: graph.types[n].shape for n in self.weights}
-        self.trainable = choose_trainable(trainable, self.weights, shapes, _last_weights(graph, self.weights))
+        if adapters is None or trainable != "all":
+            self.trainable = choose_trainable(trainable, self.weights, shapes, _last_weights(graph, self.weights))
+        else:
+            self.trainable = []  # the adapters alone
+        if adapters is not None:
+            self.adapters = find(graph, self.weights, adapters)
+            self.graph.cache_clear()
+            graph, _ = self.graph(self.static or self.batch)
+            factors = [n for a in self.adapters for n in (a.down, a.up)]
+            self.weights += factors
+            self.trainable += factors
         check_supported(graph, self.trainable)
-        if trainable == "all":
+        if trainable == "all" and adapters is None:
             check_complete(graph)
         self.weights += [n for n in running if n in graph.constants]
         self.steps = lru_cache(maxsize=64)(self._steps)
@@ -99,6 +112,7 @@ class Drafts:
         graph = onnxio.to_graph(self.proto, micro_batch, self._candidates, self.name)
         spell_out(graph)
         near_use(graph, self._candidates)
+        insert(graph, self.adapters)
         return graph, attach_loss(graph, self.loss, self.options, self.output)
 
     def micro_batches(self, asked: int | None = None) -> list[int]:
@@ -194,6 +208,7 @@ class Drafts:
             tensors([i for i in graph.inputs if i not in targets]), tensors(targets), classes,
             tensors(self.weights), tuple(self.trainable), tuple(exchanged[n] for n in sorted(exchanged)),
             tuple(StepInfo(s.kind, s.segment, s.reads, s.writes, s.workspace, s.operators, s.alive) for s in steps),
+            adapters=tuple(self.adapters),
             optimizer_state=way.level.state, hold_gradients=self.hold_gradients, checkpoints=way.level.checkpoints,
             seconds=way.seconds, footprint=footprint or Footprint(), whole=self.whole,
             quantized=tuple(self._quantized[w] for w in self.weights if w in self._quantized),

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from ..host.files import write_durably
+from .adapters import Adapter
 from .errors import PlanError
 from .footprint import Footprint
 from .memory import format_size
@@ -93,6 +94,7 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trainable: tuple[str, ...]
     tensors: tuple[Tensor, ...]
     steps: tuple[StepInfo, ...]
+    adapters: tuple[Adapter, ...] = ()
     optimizer_state: str = "float32"  # a name of `optimizers.STATE_FORMATS`
     hold_gradients: bool = False  # whether all gradients of a step are held at once, and counted in the peak
     checkpoints: str = "float32"  # how tensors are stored that are recomputed from: "float32" or "int8"

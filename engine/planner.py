@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from .adapters import as_wish
 from .drafts import Drafts, Level
 from .errors import EngineError
 from .optimizers import check_optimizer, check_state
@@ -34,6 +36,7 @@ def compile(
     optimizer_state: str = "auto",
     hold_gradients: bool = False,
     trainable: str | Sequence[str] = "all",
+    adapters: Mapping[str, Any] | None = None,
     precision: str = "auto",
     output: str | None = None,
     loss_options: Mapping[str, float | Sequence[float]] | None = None,
@@ -59,6 +62,9 @@ def compile(
     by norm one pass instead of two, lets `Trainer.accumulate` work under a limit, and keeps all weights after a
     gradient that is not finite.
     `trainable`: "all", "last", "bias", or a list of name patterns.
+    `adapters`: train low-rank adapters instead of the weights they stand beside (`trainable` names what is trained as
+    well): {"rank": 4, "alpha": 8.0, "target": patterns of weights (by default all that have more numbers than their
+    adapter), "seed": 0}; exported models have them merged.
     `output`: which output the loss reads (the first). `micro_batch`, `segments`: fix what is otherwise chosen.
     `reserve`: bytes that the training process needs besides (its data). `trial`: measure the plan in a fresh process;
     by default exactly when there is a limit.
@@ -77,7 +83,7 @@ def compile(
         levels = list(dict.fromkeys(replace(level, state=optimizer_state) for level in levels))
     drafts = Drafts(
         model, loss, loss_options or {}, batch, optimizer, trainable, output, threads, sizes or {}, reserve,
-        hold_gradients,
+        hold_gradients, None if adapters is None else as_wish(adapters),
     )  # fmt: skip
     micro_batches = drafts.micro_batches(micro_batch)
     measure = memory_limit is not None if trial is None else trial

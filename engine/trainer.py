@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..host.files import open_durably
+from .adapters import Merged, initial
 from .batches import Batch, check_batch
 from .checkpoint import Settings, State, open_checkpoint, write_checkpoint
 from .clipping import check_clipping, norm_factor, squared_norm
@@ -70,8 +71,12 @@ class Trainer:
         self._settings = Settings(schedule, options, clip_norm, clip_value, decay, seed)
         self._random = np.random.default_rng(seed)
         self._quantized = {how.weight: how for how in plan.info.quantized}
-        names = [t.name for t in plan.info.weights]
-        self._executor = Executor(plan, view_weights(plan.model, names), self._random)
+        shapes = {t.name: t.shape for t in plan.info.weights}
+        added: dict[str, Array] = {}
+        for adapter in plan.info.adapters:
+            added |= initial(adapter, shapes[adapter.weight])
+        values = view_weights(plan.model, [n for n in shapes if n not in added])
+        self._executor = Executor(plan, values | added, self._random)
         self._states = {
             i: OptimizerState(plan.info.optimizer, plan.info.optimizer_state, _slots(g, decay))
             for i, g in self._executor.groups.items()
@@ -287,9 +292,19 @@ class Trainer:
         self._states[index].apply(optimizer, self._executor.storage[index], gradient, self._steps)
 
     def weights(self) -> dict[str, FloatArray]:
-        """Copies of all weights, trained or not: {initializer name: float32 array}; of integers what they stand for."""
+        """Copies of all weights, trained or not, adapters beside them: {name: float32 array}.
+
+        Of integers it is what they stand for.
+        """
         weights = {t.name: self._executor.weights[t.name] for t in self.plan.info.weights}
         return real_values(weights, self._quantized)
+
+    def merged_weights(self) -> dict[str, FloatArray]:
+        """The weights of the exported model, adapters added in: {initializer name: float32 array}."""
+        return real_values(self._exported(), self._quantized)
+
+    def _exported(self) -> Mapping[str, Any]:
+        return Merged(self._executor.weights, self.plan.info.adapters)
 
     def set_weights(self, weights: Mapping[str, Any]) -> None:
         """Replace some weights or all; the optimizer's state stays. Raises DataError, and then changes nothing.
@@ -312,12 +327,12 @@ class Trainer:
     def export(self, path: str | Path) -> None:
         """Write an inference model with the present weights: whole or not at all. Raises OSError."""
         with open_durably(Path(path)) as file:
-            for piece in patched(self.plan.model, self._executor.weights):
+            for piece in patched(self.plan.model, self._exported()):
                 file.write(piece)
 
     def export_bytes(self) -> bytes:
         """An inference model with the present weights."""
-        return b"".join(patched(self.plan.model, self._executor.weights))
+        return b"".join(patched(self.plan.model, self._exported()))
 
     def _arrays(self) -> dict[str, Array]:
         """All arrays that training changes, by the name of their member in a trainer file."""
