@@ -185,11 +185,13 @@ def main(kind: str, optimizer: str, threads: int, seconds: float, folder: Path) 
     step(), step()
     times: list[float] = []
     end = time.perf_counter() + seconds
+    worked = time.process_time()
     while len(times) < 5 or time.perf_counter() < end:
         start = time.perf_counter()
         step()
         times.append(time.perf_counter() - start)
-    print(json.dumps({"step": statistics.median(times), "first": first, "peak": _peak(), "loss": loss}))
+    cpu = (time.process_time() - worked) / len(times)
+    print(json.dumps({"step": statistics.median(times), "cpu": cpu, "first": first, "peak": _peak(), "loss": loss}))
 
 
 if __name__ == "__main__":

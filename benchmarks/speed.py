@@ -10,7 +10,8 @@ the cache directory. Every measurement is a fresh process; rounds alternate betw
 rounds are reported, so that a machine that slows down slows everybody. Every kind reports the loss of its first step:
 one that disagrees with PyTorch's is an error, because it would measure other work.
 
-`step_ms` is the median step; `first_s` goes from the start of the process to the end of the first step, imports
+`step_ms` is the median step, `cpu_ms` the processor time per step of the best round (what to compare on a machine that
+does other work as well); `first_s` goes from the start of the process to the end of the first step, imports
 and loading included; `peak_mib` is the most resident memory of the whole process. `planning_s` is paid once per
 model, before any of it. `ratio` is ours over theirs.
 """
@@ -137,6 +138,7 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
         return {"cannot_run": failed[0]}
     return {
         "step_ms": round(statistics.median(r["step"] for r in rounds) * 1e3, 3),
+        "cpu_ms": round(min(r["cpu"] for r in rounds) * 1e3, 3),
         "first_s": round(statistics.median(r["first"] for r in rounds), 3),
         "peak_mib": round(statistics.median(r["peak"] for r in rounds) / 2**20, 1),
     }

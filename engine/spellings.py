@@ -44,7 +44,8 @@ def _sigmoid(x: Doubles) -> Doubles:
 
 
 def _clip(x: Doubles, low: Any = -np.inf, high: Any = np.inf) -> Doubles:
-    return np.minimum(np.maximum(x, low), high)
+    value: Doubles = np.minimum(np.maximum(x, low), high)
+    return value
 
 
 #: Elementwise operator -> its value; attributes by name.
