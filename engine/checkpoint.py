@@ -43,7 +43,7 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The numbers of a trainer that are not arrays.
 
     `pending`: the weight of the samples whose gradients are added up and not applied yet, 0 for none. `random`: the
-    state of the generator, as numpy gives it, in JSON.
+    state of the generator, as numpy gives it, in JSON; empty while none was used.
     """
 
     steps: int

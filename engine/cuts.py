@@ -23,7 +23,7 @@ from .kernels import ALIASES
 from .loss import LOSS
 
 #: Cut points that are considered at most, and sizes of the arena that are tried.
-_POINTS, _ARENAS = 96, 24
+_POINTS, _ARENAS = 64, 16
 #: Of the largest tensor of a segment, what its backward pass holds besides the tensors that it keeps.
 _WORKING = 3.0
 
@@ -83,6 +83,7 @@ class Chain:
         self._begin = min(first.values(), default=0)  # nothing before is differentiated
         self.points = _points(crossing_bytes, size)
         self._stored = self._new_bytes()
+        self._inside = self._inside_bytes()
 
     def _new_bytes(self) -> dict[tuple[int, int], int]:
         """{(p, c): bytes of tensors that are made between two points and cross the second}."""
@@ -104,10 +105,21 @@ class Chain:
                 result[before, position] = total
         return result
 
+    def _inside_bytes(self) -> dict[tuple[int, int], int]:
+        """{(p, c): bytes that the backward pass of the segment between two points holds inside, roughly}."""
+        ends = [*self.points, len(self._graph.nodes)]
+        result: dict[tuple[int, int], int] = {}
+        for index, end in enumerate(ends):
+            widest, after = 0, end
+            for begin in reversed([0, *ends[:index]]):
+                widest = max(widest, max(self._widest[begin:after], default=0))
+                after = begin
+                result[begin, end] = self._kept[end] - self._kept[begin] + round(_WORKING * widest)
+        return result
+
     def inside(self, begin: int, end: int) -> int:
-        """Bytes that the backward pass of a segment holds inside, roughly."""
-        widest = max(self._widest[begin:end], default=0)
-        return self._kept[end] - self._kept[begin] + round(_WORKING * widest)
+        """Bytes that the backward pass of a segment between two points holds inside, roughly."""
+        return self._inside[begin, end]
 
     def _around(self, begin: int, end: int) -> int:
         return self._gradients[begin] + self._gradients[end] + self._weights[end] - self._weights[begin]

@@ -23,7 +23,7 @@ from .cuts import Chain, Cutting
 from .differentiate import check_complete, check_supported
 from .errors import EngineError, ModelError
 from .exchange import arrange
-from .footprint import STEP_BYTES, Footprint, aligned_bytes, arena_resident, flat_bytes, session_bytes
+from .footprint import SESSION_BYTES, STEP_BYTES, Footprint, aligned_bytes, arena_resident, flat_bytes, session_bytes
 from .graph import Builder, Graph
 from .loss import LABELS, LOSS, SAMPLE_WEIGHT, TARGETS, TEACHER, attach_loss, loss_options
 from .optimizers import state_bytes
@@ -36,6 +36,8 @@ from .weights import carriers, choose_trainable, quantizations, weight_names
 
 #: A backward pass in terms of its forward pass, for ordering ways by speed.
 _BACKWARD = 2.0
+#: What arenas take of what the chain of cuts says.
+_ARENA_SHARE = 0.85
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +155,10 @@ class Drafts:
             graph, cuts, self.trainable, frozenset(self.weights), self.block, self.threads, checkpoints
         )  # fmt: skip
 
-    def rough(self, way: Way, ratio: float) -> int:
-        """Bytes of a way without writing its steps; `ratio` corrects what the chain says of arenas."""
-        return self._footprint(way, round(way.cutting.arena * ratio), way.cutting.exchange, []).total
+    def rough(self, way: Way) -> int:
+        """Bytes of a way without writing its steps."""
+        arena, exchange = round(way.cutting.arena * _ARENA_SHARE), way.cutting.exchange
+        return self._footprint(way, arena, exchange, []).total + 2 * len(way.cutting.cuts) * SESSION_BYTES
 
     def footprint(self, way: Way) -> Footprint:
         """Bytes of a way, its steps written."""
@@ -219,7 +222,7 @@ class Drafts:
         steps = self.steps(way.micro_batch, way.cutting.cuts, way.level.checkpoints)
         info = self.describe(way, limit, footprint)
         probe = probe_model(info.block) if info.block else b""
-        return TrainingPlan(info, [s.model for s in steps], self.data, probe)
+        return TrainingPlan.of(info, [s.model for s in steps], self.data, probe)
 
 
 def small_model() -> bytes:

@@ -44,10 +44,10 @@ class _Bound:
 class Executor:
     """Sessions and buffers of one plan."""
 
-    def __init__(self, plan: TrainingPlan, weights: Mapping[str, Array], random: np.random.Generator) -> None:
-        """`random` rounds weights that are integers."""
+    def __init__(self, plan: TrainingPlan, weights: Mapping[str, Array], random: np.random.Generator | None) -> None:
+        """`random` rounds weights that are integers; None where there are none."""
         info = plan.info
-        if plan.probe and not blocks_agree(plan.probe):
+        if info.block and not blocks_agree(plan.probe):
             raise PlanError(
                 f"the plan was made for a processor that works on blocks of {info.block} channels, and this one does "
                 "not: make the plan on this machine"
@@ -82,8 +82,8 @@ class Executor:
         open_arena(max((s.workspace for s in info.steps), default=0))
         fixed: dict[str, Array] = {**self.weights, **self.inputs}
         self._bound = [
-            self._bind(index, model, info.threads, exchange, fixed, shapes, kinds)
-            for index, model in enumerate(plan.models)
+            self._bind(index, plan.step(index), info.threads, exchange, fixed, shapes, kinds)
+            for index in range(len(info.steps))
         ]
 
     def _bind(

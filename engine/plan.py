@@ -7,17 +7,18 @@ raises PlanError for anything else.
 
 from __future__ import annotations
 
-import io
+import math
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
-from ..host.files import write_durably
+from ..host.files import open_durably
 from .adapters import Adapter
 from .errors import PlanError
 from .footprint import Footprint
+from .members import MODEL, PROBE, InFile, InMemory, Members, step_name
 from .memory import format_size
 
 VERSION = 1
@@ -25,7 +26,7 @@ VERSION = 1
 GRADIENT = "gradient/"
 #: What stands before a weight's name in the name of its value after the step, where no optimizer moves it.
 UPDATE = "update/"
-_DESCRIPTION, _MODEL, _PROBE = "plan.json", "model.onnx", "probe.onnx"
+_DESCRIPTION = "plan.json"
 #: The largest `plan.json` that is read, in bytes: a name and a shape per tensor of a very large model.
 _DESCRIPTION_LIMIT = 64 * 2**20
 
@@ -119,9 +120,36 @@ class TrainingPlan:
     """How to train one model inside a memory limit. Made by `compile` or `load_plan`; run by `Trainer`."""
 
     info: Description
-    models: list[bytes]
-    model: bytes = field(repr=False)
-    probe: bytes = field(repr=False, default=b"")  # see `blocked.py`; empty where no step needs it
+    members: Members = field(repr=False)
+
+    @classmethod
+    def of(cls, info: Description, steps: list[bytes], model: bytes, probe: bytes) -> TrainingPlan:
+        """A plan that was just made: `steps` in the order of its description, the model that it starts from."""
+        named = {step_name(i): step for i, step in enumerate(steps)}
+        return cls(info, InMemory({**named, MODEL: model, PROBE: probe}))
+
+    @property
+    def models(self) -> list[bytes]:
+        """The models of all steps (copies, where the plan is in a file)."""
+        return [self.step(i) for i in range(len(self.info.steps))]
+
+    def step(self, index: int) -> bytes:
+        """The model of one step."""
+        return self.members.read(step_name(index))
+
+    @property
+    def model(self) -> bytes:
+        """The inference model that the plan starts from (a copy, where the plan is in a file)."""
+        return self.members.read(MODEL)
+
+    def view_model(self) -> memoryview:
+        """The same without a copy."""
+        return self.members.view(MODEL)
+
+    @property
+    def probe(self) -> bytes:
+        """See `blocked.py`; empty where no step needs it."""
+        return self.members.read(PROBE)
 
     @property
     def peak_bytes(self) -> int:
@@ -170,29 +198,20 @@ class TrainingPlan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan as one file: whole or not at all. Raises OSError."""
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w") as archive:
+        with open_durably(Path(path)) as file, zipfile.ZipFile(file, "w") as archive:
             self.write_into(archive)
-        write_durably(Path(path), buffer.getvalue())
 
     def write_into(self, archive: zipfile.ZipFile) -> None:
         """Add the plan's members to an archive."""
         archive.writestr(_DESCRIPTION, msgspec.json.encode(self.info))
-        archive.writestr(_MODEL, self.model)
-        archive.writestr(_PROBE, self.probe)
-        for index, model in enumerate(self.models):
-            archive.writestr(_step_name(index), model)
+        for name in (PROBE, *(step_name(i) for i in range(len(self.info.steps)))):
+            archive.writestr(name, self.members.read(name))
+        with archive.open(MODEL, "w", force_zip64=True) as member:
+            member.write(self.view_model())
 
 
 def _count(tensor: Tensor) -> int:
-    count = 1
-    for length in tensor.shape:
-        count *= length
-    return count
-
-
-def _step_name(index: int) -> str:
-    return f"step{index:04}.onnx"
+    return math.prod(tensor.shape)
 
 
 def read_plan(archive: zipfile.ZipFile, name: str) -> TrainingPlan:
@@ -205,8 +224,10 @@ def read_plan(archive: zipfile.ZipFile, name: str) -> TrainingPlan:
         if version != VERSION:
             raise PlanError(f"{name}: is of version {version}, this program reads {VERSION}; make the plan again")
         info = msgspec.json.decode(raw, type=Description)
-        models = [archive.read(_step_name(i)) for i in range(len(info.steps))]
-        return TrainingPlan(info, models, archive.read(_MODEL), archive.read(_PROBE))
+        members = InFile(archive)
+        for member in (MODEL, PROBE, *(step_name(i) for i in range(len(info.steps)))):
+            members.check(member)
+        return TrainingPlan(info, members)
     except (KeyError, zipfile.BadZipFile, msgspec.MsgspecError, ValueError, EOFError, NotImplementedError,
             RuntimeError, OSError) as error:  # fmt: skip
         raise PlanError(f"{name}: is not a training plan, or is damaged ({error}); make it again") from error

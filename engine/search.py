@@ -23,9 +23,7 @@ from .trial import Trial, try_plan
 MARGIN_BYTES = 2 * 2**20
 #: Steps by which a limit is raised until a trial run under it passes.
 _RAISE_BYTES, _RAISES = 2 * 2**20, 8
-#: What arenas take of what the chain of cuts says, before one was computed.
-_RATIO = 0.85
-_WRITTEN = 16  # ways of a level whose steps are written at most
+_WRITTEN, _TRIED = 8, 4  # ways of a level that are written at most, and tried
 
 
 class _Attempt:
@@ -34,35 +32,36 @@ class _Attempt:
     def __init__(self, drafts: Drafts, limit: int, trial: bool) -> None:
         self.drafts, self.limit, self.trial = drafts, limit, trial
         self.offset = 0  # bytes that trials took beyond what was computed
-        self.ratios: dict[tuple[int, str], float] = {}
-
-    def ratio(self, way: Way) -> float:
-        return self.ratios.get((way.micro_batch, way.level.checkpoints), _RATIO)
+        self._gaps: dict[tuple[int, Level], int] = {}  # and what was computed beyond the rough sum
 
     def rough(self, way: Way) -> int:
-        return self.drafts.rough(way, self.ratio(way)) + self.offset
+        """Bytes that a way takes, as far as is known."""
+        return self.drafts.rough(way) + self._gaps.get((way.micro_batch, way.level), 0) + self.offset
 
     def exact(self, way: Way) -> Footprint:
+        """The footprint of a way, written."""
         footprint = self.drafts.footprint(way)
-        steps = self.drafts.steps(way.micro_batch, way.cutting.cuts, way.level.checkpoints)
-        arena = max((s.workspace for s in steps), default=0)
-        self.ratios[way.micro_batch, way.level.checkpoints] = arena / max(way.cutting.arena, 1)
+        self._gaps[way.micro_batch, way.level] = footprint.total - self.drafts.rough(way)
         return footprint
 
     def first_fitting(self, ways: Sequence[Way]) -> TrainingPlan | None:
         """The plan of the fastest way that fits, or None."""
         untried = list(ways)
-        for _ in range(_WRITTEN):
+        written = tried = 0
+        while written < _WRITTEN and tried < _TRIED:
             way = next((w for w in untried if self.rough(w) <= self.limit), None)
             if way is None:
                 return None
             footprint = self.exact(way)
+            written += 1
             if footprint.total + self.offset <= self.limit:
-                plan = self.tried(way, footprint) if self.trial else self.drafts.plan(way, footprint, self.limit)
+                if not self.trial:
+                    return self.drafts.plan(way, footprint, self.limit)
+                tried += 1
+                plan = self.tried(way, footprint)
                 if plan is not None:
                     return plan
-            taken = self.rough(way)
-            untried = [w for w in untried if w is not way and (self.rough(w) < taken or w.seconds < way.seconds)]
+            untried.remove(way)
         return None
 
     def tried(self, way: Way, footprint: Footprint) -> TrainingPlan | None:
@@ -120,13 +119,13 @@ def _uncut(drafts: Drafts) -> ModelError:
 def _too_small(attempt: _Attempt, ways: Sequence[Way]) -> MemoryLimitError:
     """The error that names the smallest limit that would do."""
     drafts = attempt.drafts
-    best: tuple[int, Way, Footprint] | None = None
-    for way in sorted(ways, key=attempt.rough)[:_RAISES]:
+    smallest, way, footprint = 0, ways[0], attempt.exact(ways[0])
+    for _ in range(_TRIED):  # each one written says more about those like it
+        way = min(ways, key=attempt.rough)
         footprint = attempt.exact(way)
-        if best is None or footprint.total < best[0]:
-            best = (footprint.total, way, footprint)
-    assert best is not None
-    smallest, way, footprint = best
+        if footprint.total == smallest:
+            break
+        smallest = footprint.total
     if attempt.trial:
         smallest = _tried_smallest(drafts, way, footprint)
     fixed = footprint.baseline + footprint.reserve

@@ -67,7 +67,7 @@ class _Integers:
 class Storage:
     """The weights of one group. `views`: {name: array in its shape and element type}; `random`: what rounds."""
 
-    def __init__(self, group: Group, quantized: Mapping[str, Quantization], random: np.random.Generator) -> None:
+    def __init__(self, group: Group, quantized: Mapping[str, Quantization], random: np.random.Generator | None) -> None:
         self._random = random
         self._arrays: dict[str, npt.NDArray[Any]] = {}
         self._integers: list[_Integers] = []
@@ -112,7 +112,7 @@ class Storage:
     def close(self, start: int, stop: int, piece: FloatArray) -> None:
         """Take what an optimizer has made of a piece; integers are rounded at random."""
         real = self.real
-        if not self._integers or stop <= real.size:
+        if not self._integers or stop <= real.size or self._random is None:
             return
         if start < real.size:
             real[start:] = piece[: real.size - start]

@@ -69,13 +69,14 @@ class Trainer:
         if decay not in _DECAY:
             raise EngineError(f"decay={decay!r}: choose one of {', '.join(_DECAY)}")
         self._settings = Settings(schedule, options, clip_norm, clip_value, decay, seed)
-        self._random = np.random.default_rng(seed)
+        # only rounding of integer weights is random, and importing the generators takes 6 MB
+        self._random = np.random.default_rng(seed) if plan.info.quantized else None
         self._quantized = {how.weight: how for how in plan.info.quantized}
         shapes = {t.name: t.shape for t in plan.info.weights}
         added: dict[str, Array] = {}
         for adapter in plan.info.adapters:
             added |= initial(adapter, shapes[adapter.weight])
-        values = view_weights(plan.model, [n for n in shapes if n not in added])
+        values = view_weights(plan.view_model(), [n for n in shapes if n not in added])
         self._executor = Executor(plan, values | added, self._random)
         self._states = {
             i: OptimizerState(plan.info.optimizer, plan.info.optimizer_state, _slots(g, decay))
@@ -327,12 +328,12 @@ class Trainer:
     def export(self, path: str | Path) -> None:
         """Write an inference model with the present weights: whole or not at all. Raises OSError."""
         with open_durably(Path(path)) as file:
-            for piece in patched(self.plan.model, self._exported()):
+            for piece in patched(self.plan.view_model(), self._exported()):
                 file.write(piece)
 
     def export_bytes(self) -> bytes:
         """An inference model with the present weights."""
-        return b"".join(patched(self.plan.model, self._exported()))
+        return b"".join(patched(self.plan.view_model(), self._exported()))
 
     def _arrays(self) -> dict[str, Array]:
         """All arrays that training changes, by the name of their member in a trainer file."""
@@ -350,7 +351,7 @@ class Trainer:
 
         Raises OSError.
         """
-        random = json.dumps(self._random.bit_generator.state)
+        random = "" if self._random is None else json.dumps(self._random.bit_generator.state)
         state = State(self._steps, self._settings, self._pending, random)
         write_checkpoint(Path(path), self.plan, state, self._arrays())
 
@@ -364,7 +365,8 @@ class Trainer:
                 **s.options,
             )  # fmt: skip
             trainer._steps, trainer._pending = file.state.steps, file.state.pending
-            trainer._random.bit_generator.state = json.loads(file.state.random)
+            if trainer._random is not None:
+                trainer._random.bit_generator.state = json.loads(file.state.random)
             if trainer._pending:
                 trainer._sums = {i: np.zeros(g.size, np.float32) for i, g in trainer._executor.groups.items()}
             file.read_into(trainer._arrays())

@@ -216,7 +216,7 @@ def _fields(data: memoryview, start: int, end: int) -> Iterator[tuple[int, int, 
         start = stop
 
 
-def raw_tensors(model: bytes) -> dict[str, Place]:
+def raw_tensors(model: bytes | memoryview) -> dict[str, Place]:
     """The initializers stored as raw bytes whose element types weights may have. Raises ModelError."""
     view = memoryview(model)
     found: dict[str, Place] = {}
@@ -279,7 +279,9 @@ def check_weights(given: Mapping[str, FloatArray], shapes: Mapping[str, tuple[in
 
 
 def patched(
-    model: bytes, weights: Mapping[str, FloatArray | IntegerArray], quantized: Mapping[str, Quantization] | None = None
+    model: bytes | memoryview,
+    weights: Mapping[str, FloatArray | IntegerArray],
+    quantized: Mapping[str, Quantization] | None = None,
 ) -> Iterator[memoryview]:
     """The model with these values in place of its initializers of the same names, in pieces without copies of it.
 
@@ -314,7 +316,7 @@ def patch(
     return b"".join(patched(model, weights, quantized))
 
 
-def view_weights(model: bytes, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+def view_weights(model: bytes | memoryview, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
     """Read-only views of weights inside a serialized model (no copy), integers as they are. Raises ModelError."""
     places = raw_tensors(model)
     result = {}

@@ -14,6 +14,7 @@ from sanderling.engine import (
     NonFiniteError,
     PlanError,
     Trainer,
+    TrainingPlan,
     UnsupportedOperatorError,
     compile,
     models,
@@ -82,7 +83,8 @@ def test_a_plan_of_another_processor_is_refused() -> None:
     plan = compile(models.depthwise_cnn_1d())
     if not plan.probe:
         pytest.skip("this processor has no blocked layout, so its plans run anywhere")
-    plan.probe = probe_model(24 - plan.info.block)  # 8 and 16 exchanged
+    other = probe_model(24 - plan.info.block)  # 8 and 16 exchanged
+    plan = TrainingPlan.of(plan.info, plan.models, plan.model, other)
     with pytest.raises(PlanError, match="make the plan on this machine"):
         Trainer(plan)
 

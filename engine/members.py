@@ -1,0 +1,85 @@
+"""The models of a plan: in memory, or in the plan's file and read when they are asked for.
+
+Strategy: a process that trains under a limit must not hold what it reads once. A step's model is needed while its
+session is made, the inference model while weights are copied out of it and when a new one is exported; so members of
+a file are read one at a time, and the inference model is mapped instead of read. The file stays open, so that it may
+be replaced or deleted meanwhile.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import zipfile
+from typing import Protocol
+
+MODEL, PROBE = "model.onnx", "probe.onnx"
+_LOCAL_HEADER, _LENGTHS_AT = 30, 26  # bytes (APPNOTE.TXT of the zip format, 4.3.7)
+_PIECE = 1 << 16
+
+
+def step_name(index: int) -> str:
+    """The member that holds the model of a step."""
+    return f"step{index:04}.onnx"
+
+
+class Members(Protocol):
+    """Bytes by name."""
+
+    def read(self, name: str) -> bytes:
+        """A copy of a member. Raises KeyError."""
+
+    def view(self, name: str) -> memoryview:
+        """A member without a copy of it, for as long as the view is kept. Raises KeyError."""
+
+
+class InMemory:
+    """Members that were just made."""
+
+    def __init__(self, members: dict[str, bytes]) -> None:
+        self._members = members
+
+    def read(self, name: str) -> bytes:
+        """The member itself."""
+        return self._members[name]
+
+    def view(self, name: str) -> memoryview:
+        """The member itself."""
+        return memoryview(self._members[name])
+
+
+class InFile:
+    """Members of a zip archive, which is opened anew so that the caller may close its own."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        assert archive.fp is not None
+        self._file = os.fdopen(os.dup(archive.fp.fileno()), "rb")
+        self._archive = zipfile.ZipFile(self._file)
+
+    def __del__(self) -> None:
+        for handle in (getattr(self, "_archive", None), getattr(self, "_file", None)):
+            if handle is not None:
+                handle.close()
+
+    def check(self, name: str) -> None:
+        """Read a member in pieces and compare its checksum. Raises zipfile.BadZipFile, KeyError."""
+        with self._archive.open(name) as member:
+            while member.read(_PIECE):
+                pass
+
+    def read(self, name: str) -> bytes:
+        """A copy of a member."""
+        return self._archive.read(name)
+
+    def view(self, name: str) -> memoryview:
+        """A member, mapped."""
+        info = self._archive.getinfo(name)
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size == 0:
+            return memoryview(self.read(name))
+        header = os.pread(self._file.fileno(), _LOCAL_HEADER, info.header_offset)
+        begin = info.header_offset + _LOCAL_HEADER + sum(struct.unpack_from("<HH", header, _LENGTHS_AT))
+        aligned = begin - begin % mmap.ALLOCATIONGRANULARITY
+        size = begin - aligned + info.file_size
+        mapped = mmap.mmap(self._file.fileno(), size, access=mmap.ACCESS_READ, offset=aligned)
+        return memoryview(mapped)[begin - aligned :]
