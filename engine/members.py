@@ -12,6 +12,7 @@ import mmap
 import os
 import struct
 import zipfile
+from pathlib import Path
 from typing import Protocol
 
 MODEL, PROBE = "model.onnx", "probe.onnx"
@@ -54,7 +55,8 @@ class InFile:
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         assert archive.fp is not None
-        self._file = os.fdopen(os.dup(archive.fp.fileno()), "rb")
+        # the very file, whatever its name stands for by now, at a position of its own
+        self._file = Path(f"/proc/self/fd/{archive.fp.fileno()}").open("rb")  # noqa: SIM115  (open as long as the plan)
         self._archive = zipfile.ZipFile(self._file)
 
     def __del__(self) -> None:
