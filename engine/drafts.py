@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +91,8 @@ class Drafts:
         self.weights = [n for n in names if n in graph.constants]
         shapes = {n: graph.types[n].shape for n in self.weights}
         if adapters is None or trainable != "all":
-            self.trainable = choose_trainable(trainable, self.weights, shapes, _last_weights(graph, self.weights))
+            last = partial(_last_weights, graph, self.weights)
+            self.trainable = choose_trainable(trainable, self.weights, shapes, last)
         else:
             self.trainable = []  # the adapters alone
         if adapters is not None:
@@ -245,11 +246,13 @@ def _powers(batch: int) -> Iterator[int]:
     yield batch
 
 
-def _last_weights(graph: Graph, weights: Sequence[str]) -> list[str]:
-    """The weights of the last matrix product or convolution, and what only its bias addition reads."""
-    kinds = ("Gemm", "MatMul", "Conv")
+#: Operators that count as layers for "last-k".
+_LAYERS = ("Gemm", "MatMul", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN")
+
+
+def _last_weights(graph: Graph, weights: Sequence[str], count: int) -> set[str]:
+    """The weights of the last `count` layers, and of what comes after the first of these (biases, normalizations)."""
     carried = carriers(graph.nodes, weights)  # a weight may reach its operator through others
-    heavy = [i for i, n in enumerate(graph.nodes) if n.op in kinds and carried.keys() & set(n.inputs)]
-    start = heavy[-1] if heavy else 0
-    read = set().union(*(carried.get(i, set()) for n in graph.nodes[start:] for i in n.inputs))
-    return [w for w in weights if w in read]
+    heavy = [i for i, n in enumerate(graph.nodes) if n.op in _LAYERS and carried.keys() & set(n.inputs)]
+    start = heavy[-count] if count <= len(heavy) else 0
+    return set().union(*(carried.get(i, set()) for n in graph.nodes[start:] for i in n.inputs))

@@ -61,7 +61,7 @@ def compile(
     `hold_gradients`: keep all gradients of a step until the last is known, 4 bytes per trained weight: makes clipping
     by norm one pass instead of two, lets `Trainer.accumulate` work under a limit, and keeps all weights after a
     gradient that is not finite.
-    `trainable`: "all", "last", "bias", or a list of name patterns.
+    `trainable`: "all", "last", "last-3" (the last three layers), "bias", or a list of name patterns.
     `adapters`: train low-rank adapters instead of the weights they stand beside (`trainable` names what is trained as
     well): {"rank": 4, "alpha": 8.0, "target": patterns of weights (by default all that have more numbers than their
     adapter), "seed": 0}; exported models have them merged.

@@ -24,7 +24,7 @@ from .clipping import check_clipping, norm_factor, squared_norm
 from .errors import EngineError, NonFiniteError
 from .executor import Executor, FloatArray
 from .graph import Array
-from .optimizers import OptimizerState, Slot, make_optimizer
+from .optimizers import OptimizerState, Scratch, Slot, make_optimizer
 from .plan import TrainingPlan
 from .quantized import quantize
 from .schedules import Schedule, as_schedule
@@ -78,8 +78,9 @@ class Trainer:
             added |= initial(adapter, shapes[adapter.weight])
         values = view_weights(plan.view_model(), [n for n in shapes if n not in added])
         self._executor = Executor(plan, values | added, self._random)
+        scratch = Scratch()
         self._states = {
-            i: OptimizerState(plan.info.optimizer, plan.info.optimizer_state, _slots(g, decay))
+            i: OptimizerState(plan.info.optimizer, plan.info.optimizer_state, _slots(g, decay), scratch)
             for i, g in self._executor.groups.items()
         }
         self._steps = 0

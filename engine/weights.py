@@ -9,7 +9,8 @@ no `onnx`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,6 +42,7 @@ _STATES = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
 _MOVES = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Expand", "Concat")
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW = 7, 5, 1, 2, 8, 9
+_LAST = re.compile("last(?:-([1-9][0-9]{0,5}))?")
 #: Element types of weights, by their number in ONNX.
 _KINDS = {1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32"}
 
@@ -159,20 +161,24 @@ def _quantization(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto
 
 
 def choose_trainable(
-    trainable: str | Sequence[str], names: Sequence[str], shapes: Mapping[str, tuple[int, ...]], last: Sequence[str]
+    trainable: str | Sequence[str],
+    names: Sequence[str],
+    shapes: Mapping[str, tuple[int, ...]],
+    last: Callable[[int], Collection[str]],
 ) -> list[str]:
-    """The weights to train: "all", "last" (those of the last weighted operator), "bias" (rank 1), or patterns.
+    """The weights to train: "all", "last" or "last-3" (those of the last layers), "bias" (rank 1), or patterns.
 
-    Raises EngineError when nothing is left.
+    `last(k)` are the weights from the k-th last layer on. Raises EngineError when nothing is left.
     """
     if trainable == "all":
         chosen = list(names)
-    elif trainable == "last":
-        chosen = [n for n in names if n in last]
+    elif isinstance(trainable, str) and (count := _LAST.fullmatch(trainable)):
+        among = last(int(count[1] or 1))
+        chosen = [n for n in names if n in among]
     elif trainable == "bias":
         chosen = [n for n in names if len(shapes[n]) <= 1]
     elif isinstance(trainable, str):
-        raise EngineError(f'trainable={trainable!r}: use "all", "last", "bias" or a list of name patterns')
+        raise EngineError(f'trainable={trainable!r}: use "all", "last", "last-3", "bias" or a list of name patterns')
     else:
         for pattern in trainable:
             if not any(fnmatchcase(n, pattern) for n in names):

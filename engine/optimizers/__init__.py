@@ -7,10 +7,10 @@ which see float32 only; `state.py` keeps the running means, as float32 or in a b
 
 from __future__ import annotations
 
-from .state import STATE_FORMATS, OptimizerState, Slot, check_state, state_bytes
+from .state import STATE_FORMATS, OptimizerState, Scratch, Slot, check_state, state_bytes
 from .updates import OPTIMIZERS, Optimizer, check_optimizer, make_optimizer
 
 __all__ = [
-    "OPTIMIZERS", "STATE_FORMATS", "Optimizer", "OptimizerState", "Slot", "check_optimizer", "check_state",
+    "OPTIMIZERS", "STATE_FORMATS", "Optimizer", "OptimizerState", "Scratch", "Slot", "check_optimizer", "check_state",
     "make_optimizer", "state_bytes",
 ]  # fmt: skip

@@ -104,10 +104,23 @@ class _Flat:
         pass
 
 
+class Scratch:
+    """A piece of memory for every array that a step needs beside what it updates; states may share one."""
+
+    def __init__(self) -> None:
+        self._arrays: list[FloatArray] = []
+
+    def pieces(self, number: int, count: int) -> list[FloatArray]:
+        """Arrays of `count` numbers with anything in them."""
+        if len(self._arrays) < number or self._arrays[0].size < count:
+            self._arrays = [np.empty(count, np.float32) for _ in range(number)]
+        return [a[:count] for a in self._arrays[:number]]
+
+
 class OptimizerState:
     """The running means of a flat array of weights."""
 
-    def __init__(self, name: str, precision: str, slots: Sequence[Slot]) -> None:
+    def __init__(self, name: str, precision: str, slots: Sequence[Slot], scratch: Scratch | None = None) -> None:
         """Zeros for the tensors at `slots`. Raises EngineError."""
         check_optimizer(name)
         check_state(precision)
@@ -123,10 +136,9 @@ class OptimizerState:
                 span.codes = [kind.zeros(count) for kind in self._formats]
             else:
                 span.means = [np.zeros(count, np.float32) for _ in signs]
-        longest = max((min(PIECE, s.stop - s.start) for s in self._spans), default=0)
-        self._scratch = np.empty(longest, np.float32)
-        packs = any(s.packed for s in self._spans)
-        self._unpacked = [np.empty(longest, np.float32) for _ in self._formats] if packs else []
+        self._scratch = scratch or Scratch()
+        self._longest = max((min(PIECE, s.stop - s.start) for s in self._spans), default=0)
+        self._packs = any(s.packed for s in self._spans)
 
     @property
     def nbytes(self) -> int:
@@ -136,6 +148,7 @@ class OptimizerState:
     def apply(self, optimizer: Optimizer, weights: FloatArray | Pieces, gradient: FloatArray, step: int) -> None:
         """One step of all weights, in place. `gradient` is finite and stays as it is."""
         pieces = _Flat(weights) if isinstance(weights, np.ndarray) else weights
+        scratch, *unpacked = self._scratch.pieces(1 + len(self._formats) * self._packs, self._longest)
         for span in self._spans:
             decay = 1 - optimizer.learning_rate * optimizer.weight_decay if span.decays else 1.0
             for start in range(span.start, span.stop, PIECE):
@@ -143,12 +156,12 @@ class OptimizerState:
                 count, at = stop - start, start - span.start
                 w = pieces.open(start, stop, decay)
                 if span.packed:
-                    means = [u[:count] for u in self._unpacked]
+                    means = [u[:count] for u in unpacked]
                     for kind, codes, mean in zip(self._formats, span.codes, means, strict=True):
                         kind.read(codes, at, mean)
                 else:
                     means = [m[at : at + count] for m in span.means]
-                optimizer.update(w, gradient[start:stop], means, step, self._scratch[:count])
+                optimizer.update(w, gradient[start:stop], means, step, scratch[:count])
                 pieces.close(start, stop, w)
                 if span.packed:
                     for kind, codes, mean in zip(self._formats, span.codes, means, strict=True):

@@ -12,6 +12,7 @@ import pytest
 
 from sanderling.engine import (
     DataError,
+    EngineError,
     PlanError,
     Trainer,
     compile,
@@ -203,6 +204,13 @@ def test_frozen_weights_stay() -> None:
         trainer = Trainer(compile(model, batch=4, trainable=trainable))
         trainer.step(x, y)
         assert {n for n, v in trainer.weights().items() if not np.array_equal(v, before[n])} == moved
+    for count in (2, 3, 99):
+        chosen = compile(model, batch=4, trainable=f"last-{count}").info.trainable
+        layers = ["stem", *(f"block{b}.{half}" for b in range(3) for half in ("depthwise", "pointwise")), "head"]
+        assert set(chosen) == {f"{layer}.{kind}" for layer in layers[-count:] for kind in ("weight", "bias")}
+    for bad in ("last-0", "last-", "first"):
+        with pytest.raises(EngineError, match="last-3"):
+            compile(model, trainable=bad)
     biases = compile(model, trainable="bias").info.trainable
     assert biases and all(name.endswith("bias") for name in biases)
 
