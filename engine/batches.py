@@ -71,7 +71,7 @@ def check_batch(info: Description, inputs: Any, targets: Any) -> Batch:
             f"the batch has {samples} samples and must have {info.batch}, neither more nor padding: {info.whole}; give "
             "whole batches, or make the plan for this size"
         )
-    weight = find_loss(info.loss).prepare(given_targets, info.loss_options, info.classes)
+    weight = find_loss(info.loss).prepare(given_targets or arrays, info.loss_options, info.classes)
     return Batch(arrays | given_targets, samples, info.micro_batch, weight)
 
 
@@ -81,8 +81,12 @@ def _targets(info: Description, wanted: list[Tensor], targets: Any) -> list[tupl
             targets = {"labels": targets[0], "teacher": targets[1]}
         if not isinstance(targets, Mapping):
             raise DataError('distillation needs targets {"labels": [N], "teacher": logits [N, C]} or such a pair')
+    if not wanted and targets is not None and not (isinstance(targets, Mapping) and not targets):
+        raise DataError("the model computes its loss itself and takes no targets: labels are among its inputs")
+    if wanted and targets is None:
+        raise DataError(f"{info.loss} needs targets, the second argument")
     if not isinstance(targets, Mapping):
-        return [(wanted[0], targets)]
+        return [(tensor, targets) for tensor in wanted[:1]]
     short = {t.name.rpartition(".")[2]: t for t in wanted}
     missing = set(short) - set(targets)
     unknown = set(targets) - {n.rpartition(".")[2] for n in (LABELS, TARGETS, TEACHER)}

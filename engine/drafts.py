@@ -26,6 +26,7 @@ from .exchange import arrange
 from .footprint import SESSION_BYTES, STEP_BYTES, Footprint, aligned_bytes, arena_resident, flat_bytes, session_bytes
 from .graph import Builder, Graph
 from .loss import LABELS, LOSS, SAMPLE_WEIGHT, TARGETS, TEACHER, attach_loss, loss_options
+from .losses import find_loss
 from .optimizers import state_bytes
 from .placing import near_use
 from .plan import GRADIENT, VERSION, Description, StepInfo, Tensor, TrainingPlan
@@ -86,8 +87,8 @@ class Drafts:
         self._candidates = frozenset([*names, *running])
         self._quantized = quantizations(self.proto, names, self.name)
         self.adapters: list[Adapter] = []
-        graph, _ = self.graph(self.static or self.batch)
-        self.whole = mixes_samples(graph)
+        graph, read = self.graph(self.static or self.batch)
+        self.whole = mixes_samples(graph) or find_loss(loss).whole(graph, read)
         self.weights = [n for n in names if n in graph.constants]
         shapes = {n: graph.types[n].shape for n in self.weights}
         if adapters is None or trainable != "all":

@@ -38,7 +38,8 @@ def attach_loss(graph: Graph, loss: str, options: Options, output: str | None) -
     if chosen not in graph.outputs:
         raise ModelError(f"{graph.source}: has no output {chosen!r}; it has {', '.join(graph.outputs)}")
     batch = graph.types[chosen].shape[0] if graph.types[chosen].shape else 0
-    if batch != graph.types[graph.inputs[0]].shape[0]:
+    found = find_loss(loss)
+    if not found.whole(graph, chosen) and batch != graph.types[graph.inputs[0]].shape[0]:
         raise ModelError(f"{graph.source}: the first dimension of output {chosen!r} is not the batch")
     writer = Writer(graph)
     read, kind = chosen, graph.types[chosen]
@@ -50,9 +51,9 @@ def attach_loss(graph: Graph, loss: str, options: Options, output: str | None) -
         )
     if kind.dtype != "float32":  # losses are computed in float32
         read = writer.op("Cast", kind.shape, chosen, to=1)
-    per_sample = find_loss(loss).write(writer, read, options)
-    weight = writer.input(SAMPLE_WEIGHT, (batch,))
-    weighted = writer.op("Mul", (batch,), per_sample, weight)
+    per_sample = found.write(writer, read, options)
+    weight = writer.input(SAMPLE_WEIGHT, writer.shape(per_sample))
+    weighted = writer.op("Mul", writer.shape(per_sample), per_sample, weight)
     total = writer.op("ReduceSum", (), weighted, writer.ints(0), keepdims=0)
     graph.nodes += [*writer.builder.nodes, Node("Identity", (total,), (LOSS,), name="loss")]
     graph.types[LOSS] = TensorType("float32", ())

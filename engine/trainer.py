@@ -112,7 +112,7 @@ class Trainer:
         """Bytes of the optimizer's running means."""
         return sum(state.nbytes for state in self._states.values())
 
-    def gradients(self, inputs: Inputs, targets: Targets) -> tuple[float, dict[str, FloatArray]]:
+    def gradients(self, inputs: Inputs, targets: Targets | None = None) -> tuple[float, dict[str, FloatArray]]:
         """The mean loss of a batch and its gradient for every trained weight. Changes nothing.
 
         Raises DataError, NonFiniteError, MemoryLimitError.
@@ -126,12 +126,12 @@ class Trainer:
             result |= group.views(sums[index])
         return loss, result
 
-    def loss(self, inputs: Inputs, targets: Targets) -> float:
+    def loss(self, inputs: Inputs, targets: Targets | None = None) -> float:
         """The mean loss of a batch (computes the gradient as well, and drops it)."""
         batch = check_batch(self.plan.info, inputs, targets)
         return sum(self._passes(batch, 1 / batch.weight, None))
 
-    def step(self, inputs: Inputs, targets: Targets) -> float:
+    def step(self, inputs: Inputs, targets: Targets | None = None) -> float:
         """Train on one batch; returns the mean loss before the step.
 
         Raises DataError, MemoryLimitError, NonFiniteError. After a loss that is not finite all weights are as they
@@ -177,7 +177,7 @@ class Trainer:
         self._executor.update()
         return loss
 
-    def accumulate(self, inputs: Inputs, targets: Targets) -> float:
+    def accumulate(self, inputs: Inputs, targets: Targets | None = None) -> float:
         """Add the gradients of one batch to those collected so far; returns the mean loss of this batch.
 
         What `apply` then does is the step on all these samples as one batch. Raises DataError, and EngineError where

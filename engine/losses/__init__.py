@@ -13,6 +13,7 @@ from .absolute import Absolute, Huber
 from .binary import BinaryCrossEntropy
 from .cross_entropy import CrossEntropy
 from .distillation import Distillation
+from .output import Output
 from .squared import Squared
 from .table import LABELS, LOSS, SAMPLE_WEIGHT, TARGETS, TEACHER, Loss, Options, OptionValue, Writer
 
@@ -24,6 +25,7 @@ LOSSES: dict[str, Loss] = {
     "l1": Absolute(),
     "huber": Huber(),
     "distillation": Distillation(),
+    "output": Output(),
 }
 
 __all__ = [

@@ -84,6 +84,10 @@ class Loss(ABC):
     def write(self, w: Writer, output: str, options: Options) -> str:
         """Append nodes and inputs; returns the name of one value per sample, [N]. Raises ModelError, EngineError."""
 
+    def whole(self, graph: Graph, output: str) -> str:
+        """Why the loss exists for exactly one batch only; empty where it is a sum over the samples."""
+        return ""
+
     def check_options(self, options: Options) -> None:
         """Raises EngineError for options that make no sense."""
         assert options.keys() == self.defaults.keys()
