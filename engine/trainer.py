@@ -93,6 +93,11 @@ class Trainer:
         return self._steps
 
     @property
+    def collected(self) -> float:
+        """The weight (for most losses the number) of the samples that `accumulate` has collected; 0 for none."""
+        return self._pending
+
+    @property
     def learning_rate(self) -> float:
         """Step size of the next step; setting it to a number or a schedule replaces the schedule."""
         return self._settings.schedule.rate(self._steps + 1)

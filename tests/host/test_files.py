@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sanderling.host.files import point_durably, write_durably
+from sanderling.host.files import open_durably, point_durably, write_durably
 
 # A file size limit makes write(2) fail in the middle as a full disk does, without needing a disk to fill.
 REFUSED = """
@@ -62,6 +62,37 @@ def test_killed_writer_never_leaves_a_mixture(tmp_path: Path) -> None:
             content = path.read_bytes()
             assert len(content) == 200_000
             assert len(set(content)) == 1
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from sanderling.host.files import open_durably
+with open_durably(Path(sys.argv[1])) as file:
+    file.write(b"half")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_holds_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    writers = [subprocess.Popen([sys.executable, "-c", SLOW, str(path)], stdout=subprocess.PIPE) for _ in range(2)]
+    for writer in writers:
+        assert writer.stdout is not None and writer.stdout.readline() == b"ready\n"
+    assert len(list(tmp_path.iterdir())) == 2
+    writers[0].kill()
+    writers[0].communicate()
+    for count in (2, 2):  # the new file, and what the other writer holds
+        with open_durably(path) as file:
+            file.write(b"new")
+        assert len(list(tmp_path.iterdir())) == count
+    writers[1].kill()
+    writers[1].communicate()
+    with open_durably(path) as file:
+        file.write(b"newer")
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"newer"
 
 
 def test_link_moves_in_one_step(tmp_path: Path) -> None:
