@@ -20,7 +20,7 @@ SESSION_BYTES, OPERATOR_BYTES = 45_000, 5_300
 #: The arena's own book-keeping: 8 bytes for each 256.
 ARENA_BOOKS = 32
 #: Program text that a first step touches beyond the baseline's, and temporaries of optimizer and batches.
-STEP_BYTES = 5 * 2**20
+STEP_BYTES = 3 * 2**20
 
 
 class Footprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
