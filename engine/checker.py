@@ -22,7 +22,7 @@ from .errors import EngineError
 from .graph import Array, Builder, Graph, Node
 from .passes import lower
 from .runtime import run_once
-from .weights import weight_names
+from .slots import weight_names
 
 _STEP = 1e-5
 

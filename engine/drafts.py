@@ -31,9 +31,10 @@ from .optimizers import state_bytes
 from .placing import near_use
 from .plan import GRADIENT, VERSION, Description, StepInfo, Tensor, TrainingPlan
 from .segments import write_steps
+from .slots import carriers, weight_names
 from .steps import Step
 from .trial import measure_baseline
-from .weights import carriers, choose_trainable, quantizations, weight_names
+from .weights import choose_trainable, quantizations
 
 #: A backward pass in terms of its forward pass, for ordering ways by speed.
 _BACKWARD = 2.0
@@ -77,7 +78,7 @@ class Drafts:
         self.data = inference_form(self.proto)  # what the export starts from, its free sizes still free
         onnxio.fix_sizes(self.proto, sizes)
         self.static = onnxio.static_batch(self.proto)
-        names = weight_names(self.proto)
+        names = weight_names(self.proto, [] if isinstance(trainable, str) else trainable)
         if not names:
             raise ModelError(
                 f"{self.name}: has no weights that could be trained: float32 initializers or Constant nodes; "

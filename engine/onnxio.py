@@ -1,8 +1,8 @@
 """Protobuf in and out: an ONNX model becomes a `Graph` with static shapes, a `Graph` becomes model bytes.
 
 Strategy for reading: bring the model to one opset (so that a rule sees one spelling of each operator), turn Constant
-nodes into constants, fix the batch size, then alternate shape inference with folding of whatever depends on
-constants and shapes alone, until every tensor has a type. Planning only: this is where `onnx` is imported.
+nodes into constants, fix the batch size, then fold whatever depends on constants and shapes alone and write fused
+operators out (`folding.py`), until every tensor has a type. Planning only.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, inliner, numpy_helper
 
+from .contrib import MICROSOFT
 from .errors import ModelError, UnsupportedOperatorError
+from .folding import Folding, attribute, types_of
 from .graph import Array, Body, Graph, Node, TensorType
 from .spellings import read_spellings
 
@@ -25,11 +26,16 @@ from .spellings import read_spellings
 OPSET = 18
 #: The newest opset that the oldest supported runtime (1.20) reads.
 NEWEST_OPSET = 21
-#: The newest opset known to differ from that only in operators and element types that were added.
-RELABELLED_OPSET = 24
+#: The newest opset known to differ from that only in operators, attributes and element types that were added.
+LAST_OPSET = 28
 IR_VERSION = 9
-_CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap"}
-_FOLD_LIMIT = 64 * 2**20  # bytes of one folded value: folding must not blow a model up
+#: Control flow -> what is special about it.
+_CONTROL_FLOW = {
+    "If": ", and its condition is only known at run time; export the model without it",
+    **dict.fromkeys(("Loop", "Scan", "SequenceMap"), "; export the model without it"),
+}
+#: Operators whose result is another one each time: a recomputed segment would not repeat it.
+_RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 
 
 def load_model(model: str | Path | bytes | bytearray) -> tuple[onnx.ModelProto, str]:
@@ -52,23 +58,15 @@ def normalize(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """The same model at `OPSET` or above, functions inlined, Constant nodes as initializers (float data raw)."""
     if proto.functions:
         proto = inliner.inline_local_functions(proto)
-    for node in proto.graph.node:
-        if node.op_type in _CONTROL_FLOW:
-            raise UnsupportedOperatorError(
-                node.op_type, node.name, name, "control flow is not differentiated; export the model without it"
-            )
+    _refuse_control_flow(proto, name)
     version = opset_of(proto)
     if version < OPSET:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                proto = onnx.version_converter.convert_version(proto, OPSET)
-        except Exception as error:
-            raise ModelError(
-                f"{name}: cannot be brought from opset {version} to {OPSET} ({error}); export it at opset {OPSET}"
-            ) from error
-    elif version > NEWEST_OPSET:
-        proto = _relabelled(proto, version, name)
+        proto = _converted(proto, version, name)
+    elif version > LAST_OPSET:
+        raise ModelError(
+            f"{name}: opset {version} is newer than {LAST_OPSET}, the last one that is known here; export the model at "
+            f"opset {NEWEST_OPSET}"
+        )
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     del result.graph.node[:]
@@ -92,27 +90,41 @@ def normalize(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
     return result
 
 
-def _relabelled(proto: onnx.ModelProto, version: int, name: str) -> onnx.ModelProto:
-    """A newer model as one of `NEWEST_OPSET`, which it is if that version has its operators and attributes.
-
-    Up to `RELABELLED_OPSET`, operators that existed before only gained element types. Raises ModelError.
-    """
+def _refuse_control_flow(proto: onnx.ModelProto, name: str) -> None:
+    """Raise UnsupportedOperatorError for control flow, but for an If that shapes and constants decide."""
+    decided = {t.name for t in proto.graph.initializer} | {""}
     for node in proto.graph.node:
-        if node.domain not in ("", "ai.onnx"):
-            continue
-        known: set[str] = set()
-        if version <= RELABELLED_OPSET and onnx.defs.has(node.op_type, NEWEST_OPSET):
-            known = set(onnx.defs.get_schema(node.op_type, NEWEST_OPSET).attributes) | {""}
-        if not known or not known.issuperset(a.name for a in node.attribute):
-            raise ModelError(
-                f"{name}: opset {version} is newer than {NEWEST_OPSET}, and operator {node.op_type} (node "
-                f"{node.name!r}) may mean something else there; export the model at opset {NEWEST_OPSET}"
+        if node.op_type in _CONTROL_FLOW and not (node.op_type == "If" and node.input[0] in decided):
+            raise UnsupportedOperatorError(
+                node.op_type, node.name, name, f"control flow is not differentiated{_CONTROL_FLOW[node.op_type]}"
             )
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
-    for imported in result.opset_import:
-        if imported.domain in ("", "ai.onnx"):
-            imported.version = NEWEST_OPSET
+        if node.op_type in ("Shape", "Size") or decided.issuperset(node.input):
+            decided.update(node.output)
+
+
+def _converted(proto: onnx.ModelProto, version: int, name: str) -> onnx.ModelProto:
+    """The model at `OPSET`. Raises ModelError."""
+    early = [n for n in proto.graph.node if n.op_type == "LayerNormalization" and not n.domain and version < 17]
+    copied = onnx.ModelProto()
+    if early:  # the runtime has had it in the standard's domain before the standard did
+        copied.CopyFrom(proto)
+        proto = copied
+        for node in proto.graph.node:
+            if node.op_type == "LayerNormalization" and not node.domain:
+                node.domain = MICROSOFT
+        if all(o.domain != MICROSOFT for o in proto.opset_import):
+            proto.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = onnx.version_converter.convert_version(proto, OPSET)
+    except Exception as error:
+        raise ModelError(
+            f"{name}: cannot be brought from opset {version} to {OPSET} ({error}); export it at opset {OPSET}"
+        ) from error
+    for node in result.graph.node:
+        if early and node.op_type == "LayerNormalization" and node.domain == MICROSOFT:
+            node.domain = ""
     return result
 
 
@@ -131,29 +143,6 @@ def _constant_value(node: onnx.NodeProto) -> Array:
     if attribute.name in ("value_int", "value_ints"):
         return np.array(value, np.int64)
     raise ModelError(f"Constant node {node.name!r} holds {attribute.name}, which no trainable operator takes")
-
-
-def _attribute(attribute: onnx.AttributeProto) -> Any:
-    value = helper.get_attribute_value(attribute)
-    if isinstance(value, bytes):
-        return value.decode()
-    if isinstance(value, onnx.TensorProto):
-        return numpy_helper.to_array(value)
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return [item.decode() if isinstance(item, bytes) else item for item in value]
-    return value
-
-
-def _type_of(value: onnx.ValueInfoProto) -> TensorType | None:
-    tensor = value.type.tensor_type
-    if not value.type.HasField("tensor_type") or not tensor.HasField("shape") or not tensor.elem_type:
-        return None
-    shape = []
-    for dimension in tensor.shape.dim:
-        if not dimension.HasField("dim_value"):
-            return None
-        shape.append(dimension.dim_value)
-    return TensorType(np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name, tuple(shape))
 
 
 def static_batch(proto: onnx.ModelProto) -> int | None:
@@ -194,95 +183,60 @@ def _fix_batch(proto: onnx.ModelProto, batch: int, name: str) -> None:
 def to_graph(model: onnx.ModelProto, batch: int | None, weights: frozenset[str], name: str) -> Graph:
     """The graph of a normalized model at a fixed batch size; None leaves its (static) input shapes as they are.
 
-    `weights` are never folded, so that they stay inputs of what depends on them. Raises ModelError.
+    `weights` are never folded, so that they stay inputs of what depends on them. Raises ModelError,
+    UnsupportedOperatorError.
     """
     proto = onnx.ModelProto()
     proto.CopyFrom(model)
     if batch is not None:
         _fix_batch(proto, batch, name)
-    for _ in range(8):
-        try:
-            inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=False, data_prop=True)
-        except Exception as error:
-            raise ModelError(f"{name}: shapes do not fit together at batch {batch} ({error})") from error
-        types = _types(inferred)
-        if not _fold(proto, types, weights):
-            break
+    version = opset_of(proto)
+    folding = Folding(proto, weights, name, min(version, NEWEST_OPSET))
+    types = folding.run()
     nodes = [
         Node(
             node.op_type, tuple(node.input), tuple(node.output),
-            {a.name: _attribute(a) for a in node.attribute}, node.name or f"#{i}", node.domain,
+            {a.name: attribute(a) for a in node.attribute}, node.name or f"#{i}", node.domain,
         )
-        for i, node in enumerate(proto.graph.node)
+        for i, node in enumerate(folding.nodes)
     ]  # fmt: skip
-    for node in nodes:
+    constants = {i: v for node in nodes for i in node.inputs if (v := folding.value(i)) is not None}
+    outputs = [v.name for v in proto.graph.output]
+    constants |= {o: v for o in outputs if (v := folding.value(o)) is not None}
+    graph = _without_dead(
+        Graph(nodes, types, constants, [v.name for v in proto.graph.input], outputs, name, min(version, NEWEST_OPSET))
+    )
+    _check(graph, version, batch)
+    return read_spellings(graph, weights)
+
+
+def _check(graph: Graph, version: int, batch: int | None) -> None:
+    """Raise unless every node is one that opset `NEWEST_OPSET` has, draws no numbers, and has known shapes."""
+    for node in graph.nodes:
+        if node.op in _CONTROL_FLOW:
+            raise UnsupportedOperatorError(
+                node.op, node.name, graph.source, f"control flow is not differentiated{_CONTROL_FLOW[node.op]}"
+            )
+        if node.op in _RANDOM:
+            raise UnsupportedOperatorError(
+                node.op, node.name, graph.source, "it draws random numbers; export the model for inference"
+            )
         for output in node.outputs:
-            if output and output not in types:
+            if output and output not in graph.types:
                 raise ModelError(
-                    f"{name}: the shape of {output!r} (operator {node.op}, node {node.name!r}) is not known at batch "
-                    f"{batch}; export the model with fixed sizes apart from the batch"
+                    f"{graph.source}: the shape of {output!r} (operator {node.op}, node {node.name!r}) is not known "
+                    f"at batch {batch}; export the model with fixed sizes apart from the batch"
                 )
-    constants = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
-    graph = Graph(
-        nodes, types, constants,
-        [v.name for v in proto.graph.input], [v.name for v in proto.graph.output], name, opset_of(model),
-    )  # fmt: skip
-    return read_spellings(_without_dead(graph), weights)
-
-
-def _types(proto: onnx.ModelProto) -> dict[str, TensorType]:
-    types = {}
-    for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output):
-        known = _type_of(value)
-        if known is not None:
-            types[value.name] = known
-    for tensor in proto.graph.initializer:
-        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).name
-        types[tensor.name] = TensorType(dtype, tuple(tensor.dims))
-    return types
-
-
-def _fold(proto: onnx.ModelProto, types: Mapping[str, TensorType], weights: frozenset[str]) -> bool:
-    """Replace nodes whose inputs are all known by their values. Returns whether there were any."""
-    from .runtime import run_once
-
-    known = {t.name for t in proto.graph.initializer} - weights | {""}
-    folded: list[onnx.NodeProto] = []
-    values: dict[str, Array] = {}
-    kept: list[onnx.NodeProto] = []
-    for node in proto.graph.node:
-        if node.op_type in ("Shape", "Size") and node.input[0] in types:
-            shape = types[node.input[0]].shape
-            attributes = {a.name: _attribute(a) for a in node.attribute}
-            part = np.array(shape, np.int64)[attributes.get("start", 0) : attributes.get("end", len(shape))]
-            size = np.array(types[node.input[0]].size, np.int64)
-            values[node.output[0]] = part if node.op_type == "Shape" else size
-            known.add(node.output[0])
-        elif all(i in known for i in node.input) and all(
-            types[o].nbytes <= _FOLD_LIMIT if o in types else True for o in node.output
-        ):
-            folded.append(node)
-            known.update(node.output)
-        else:
-            kept.append(node)
-    if len(kept) == len(proto.graph.node):
-        return False
-    if folded:
-        have = {t.name: t for t in proto.graph.initializer}
-        needed = {i for node in folded for i in node.input}
-        names = [o for node in folded for o in node.output if o]
-        graph = helper.make_graph(
-            folded, "fold", [], [helper.make_empty_tensor_value_info(o) for o in names],
-            [have[i] for i in needed if i in have]
-            + [numpy_helper.from_array(v, n) for n, v in values.items() if n in needed],
-        )  # fmt: skip
-        small = helper.make_model(graph, opset_imports=proto.opset_import, ir_version=proto.ir_version)
-        values |= dict(zip(names, run_once(small.SerializeToString(), {}, names), strict=True))
-    used = {i for node in kept for i in node.input} | {v.name for v in proto.graph.output}
-    del proto.graph.node[:]
-    proto.graph.node.extend(kept)
-    proto.graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in values.items() if n in used)
-    return True
+        if version > NEWEST_OPSET and node.domain in ("", "ai.onnx"):
+            known: set[str] = set()
+            if onnx.defs.has(node.op, NEWEST_OPSET):
+                known = set(onnx.defs.get_schema(node.op, NEWEST_OPSET).attributes) | {""}
+            if not known.issuperset({*node.attributes, ""}):
+                raise UnsupportedOperatorError(
+                    node.op, node.name, graph.source,
+                    f"opset {version} is newer than {NEWEST_OPSET}, and it may mean something else there; export the "
+                    f"model at opset {NEWEST_OPSET}",
+                )  # fmt: skip
 
 
 def _without_dead(graph: Graph) -> Graph:
@@ -360,4 +314,4 @@ def to_bytes(
 
 def infer_types(model: bytes) -> dict[str, TensorType]:
     """Types of all tensors of a model whose inputs have static shapes, as far as inference gets."""
-    return _types(onnx.shape_inference.infer_shapes(onnx.load_model_from_string(model), data_prop=True))
+    return types_of(onnx.shape_inference.infer_shapes(onnx.load_model_from_string(model), data_prop=True))

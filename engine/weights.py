@@ -1,16 +1,14 @@
-"""Which constants of a model are weights, and getting them in and out of model files.
+"""Getting weights in and out of model files, and choosing among them.
 
-Strategy: a constant is a weight if an operator takes it in a slot where learned values belong (a table), directly or
-through operators that only move or quantize elements. In a quantized model the integers are the weights
-(`quantized.py`); what they stand for is what callers see, float32 as for any model. Values are read and replaced in the
-serialized model at their byte offsets by a small reader of the protobuf wire format, so that a training process needs
-no `onnx`.
+Strategy: values are read and replaced in the serialized model at their byte offsets by a small reader of the protobuf
+wire format, so that a training process needs no `onnx`. In a quantized model the integers are the weights
+(`quantized.py`); what they stand for is what callers see, float32 as for any model.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,26 +23,13 @@ from .quantized import DTYPES, IntegerArray, dequantize, kept_range, quantize
 if TYPE_CHECKING:
     import onnx
 
-    from .graph import Node
 
 FloatArray = npt.NDArray[np.float32]
 
-#: Operator -> inputs that hold learned values.
-SLOTS: dict[str, tuple[int, ...]] = {
-    "Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (0, 1, 2), "MatMul": (0, 1), "Gather": (0,), "PRelu": (1,),
-    "BatchNormalization": (1, 2), "LayerNormalization": (1, 2), "Add": (0, 1), "Mul": (0, 1),
-    "LSTM": (1, 2, 3, 5, 6, 7), "GRU": (1, 2, 3, 5), "RNN": (1, 2, 3, 5),
-}  # fmt: skip
-#: Where a single number is a setting of a formula, not something learned.
-_MANY_ONLY = ("Add", "Mul")
-#: Where zeros are the way to say "nothing": the initial states of recurrent layers.
-_STATES = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
-_MOVES = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Expand", "Concat")
-_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW = 7, 5, 1, 2, 8, 9
 _LAST = re.compile("last(?:-([1-9][0-9]{0,5}))?")
 #: Element types of weights, by their number in ONNX.
-_KINDS = {1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32"}
+KINDS = {1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32"}
 
 
 class Place(NamedTuple):
@@ -53,64 +38,6 @@ class Place(NamedTuple):
     offset: int
     dtype: str
     shape: tuple[int, ...]
-
-
-def weight_names(proto: onnx.ModelProto) -> list[str]:
-    """The weights of a normalized model, in the order of the file.
-
-    An initial state of a recurrent layer is a weight where it is not zero and the same for all samples. Raises
-    ModelError for one that the exporter has repeated for every sample, so that it can no longer be learned.
-    """
-    tensors = {t.name: t for t in proto.graph.initializer}
-    kinds = {name: _KINDS.get(t.data_type, "") for name, t in tensors.items()}
-    sizes = {name: int(np.prod(t.dims, dtype=np.int64)) for name, t in tensors.items() if kinds[name]}
-    origin = {name: {name} for name in sizes}
-    real = {name for name in sizes if kinds[name] == "float32"}  # tensors that stand for their own values
-    found: set[str] = set()
-    for node in proto.graph.node:
-        if node.op_type in (*_MOVES, *_QUANTIZERS):
-            read = node.input if node.op_type == "Concat" else node.input[:1]
-            if node.op_type == "Expand" and sizes.get(node.input[0]) == 1:
-                continue  # a single number, repeated, fills a tensor: nothing learned
-            if all(name in origin for name in read):
-                origin[node.output[0]] = set().union(*(origin[name] for name in read))
-                if node.op_type == "DequantizeLinear" or (node.op_type in _MOVES and real.issuperset(read)):
-                    real.add(node.output[0])
-        for slot in SLOTS.get(node.op_type, ()):
-            given = node.input[slot] if slot < len(node.input) else ""
-            for name in origin[given] if given in real else ():
-                if sizes[name] == 1 and node.op_type in _MANY_ONLY:
-                    continue
-                if slot not in _STATES.get(node.op_type, ()) or _learned_state(node, tensors[name], name == given):
-                    found.add(name)
-    known = quantizations(proto, found - {n for n in found if kinds[n] == "float32"})
-    return [name for name in sizes if name in found and (kinds[name] == "float32" or name in known)]
-
-
-def _learned_state(node: onnx.NodeProto, tensor: onnx.TensorProto, direct: bool) -> bool:
-    """Whether a constant that becomes an initial state [D, N, H] was learned."""
-    values = np.frombuffer(tensor.raw_data, "<f4") if _KINDS[tensor.data_type] == "float32" else np.zeros(1)
-    if not values.any() or values.size == 1:
-        return False
-    states = values.reshape(tensor.dims)
-    if not direct or states.shape[1] == 1:
-        return True
-    if (states == states[:, :1]).all():
-        raise ModelError(
-            f"the initial state {tensor.name!r} of {node.op_type} (node {node.name!r}) is written out for "
-            f"{states.shape[1]} samples, so that it cannot be trained; export the model with a free batch dimension"
-        )
-    return False
-
-
-def carriers(nodes: Iterable[Node], weights: Iterable[str]) -> dict[str, set[str]]:
-    """{tensor: the weights that it holds}: weights themselves, and what moves, quantizes or dequantizes them."""
-    origin = {name: {name} for name in weights}
-    for node in nodes:
-        read = node.inputs if node.op == "Concat" else node.inputs[:1]
-        if node.op in (*_MOVES, *_QUANTIZERS) and all(name in origin for name in read):
-            origin[node.outputs[0]] = set().union(*(origin[name] for name in read))
-    return origin
 
 
 def quantizations(proto: onnx.ModelProto, names: Collection[str], source: str = "model") -> dict[str, Quantization]:
@@ -141,8 +68,8 @@ def _quantization(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto
     weight, scale = constants[node.input[0]], constants.get(node.input[1])
     given = len(node.input) > 2 and node.input[2] != ""
     zero = constants.get(node.input[2]) if given else None
-    dtype = _KINDS.get(weight.data_type, "")
-    if dtype not in DTYPES or scale is None or _KINDS.get(scale.data_type) != "float32" or (given and zero is None):
+    dtype = KINDS.get(weight.data_type, "")
+    if dtype not in DTYPES or scale is None or KINDS.get(scale.data_type) != "float32" or (given and zero is None):
         return None
     shape = tuple(weight.dims)
     scales = numpy_helper.to_array(scale)
@@ -253,12 +180,12 @@ def _raw_tensor(view: memoryview, start: int, end: int) -> tuple[str, Place] | N
         elif number == _TENSOR_DIMS:
             # packed (a length-delimited run of varints) or one at a time
             dims += _packed(view, begin, stop) if value == 0 and stop - begin > 0 else [value]
-    if raw is None or kind not in _KINDS:
+    if raw is None or kind not in KINDS:
         return None
-    size = np.dtype(_KINDS[kind]).itemsize
+    size = np.dtype(KINDS[kind]).itemsize
     for length in dims:
         size *= length
-    return (name, Place(raw[0], _KINDS[kind], tuple(dims))) if raw[1] - raw[0] == size else None
+    return (name, Place(raw[0], KINDS[kind], tuple(dims))) if raw[1] - raw[0] == size else None
 
 
 def _packed(view: memoryview, start: int, end: int) -> list[int]:
@@ -346,6 +273,7 @@ def read_weights(model: str | Path | bytes) -> dict[str, FloatArray]:
     Needs `onnx`. Raises ModelError.
     """
     from .onnxio import load_model, normalize
+    from .slots import weight_names
 
     proto = normalize(*load_model(model))
     names = weight_names(proto)

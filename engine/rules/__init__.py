@@ -1,10 +1,25 @@
 """Gradients of operators, one family per file; importing this package fills the table."""
 
-from . import activation, conv, elementwise, linear, loss, normal, pool, quantize, recurrent, reduce, shape, stops
+from . import (
+    activation,
+    conv,
+    elementwise,
+    index,
+    linear,
+    loss,
+    normal,
+    pool,
+    quantize,
+    recurrent,
+    reduce,
+    resize,
+    shape,
+    stops,
+)  # fmt: skip
 from .table import QUANTIZERS, RULES, STOPS, Entry, Site
 
 __all__ = [
     "QUANTIZERS", "RULES", "STOPS", "Entry", "Site",
-    "activation", "conv", "elementwise", "linear", "loss", "normal", "pool", "quantize", "recurrent", "reduce", "shape",
-    "stops",
+    "activation", "conv", "elementwise", "index", "linear", "loss", "normal", "pool", "quantize", "recurrent",
+    "reduce", "resize", "shape", "stops",
 ]  # fmt: skip

@@ -80,6 +80,47 @@ def _(s: Site) -> str:
     return _slope_below(s, below)
 
 
+@gradient("Celu", 0)
+def _(s: Site) -> str:
+    # for negative x the slope is exp(x / alpha) = y / alpha + 1
+    slope = s.op("Add", s.op("Mul", s.y, s.scalar(1 / s.attribute("alpha", 1.0))), s.scalar(1))
+    return _slope_below(s, slope)
+
+
+@gradient("Selu", 0)
+def _(s: Site) -> str:
+    # for negative x the slope is gamma alpha exp(x) = y + gamma alpha
+    alpha, gamma = s.attribute("alpha", 1.6732632423543772), s.attribute("gamma", 1.0507009873554805)
+    slope = s.op(
+        "Where", s.op("Greater", s.x(), s.scalar(0)), s.scalar(gamma), s.op("Add", s.y, s.scalar(gamma * alpha))
+    )
+    return s.op("Mul", s.g, slope)
+
+
+@gradient("ThresholdedRelu", 0)
+def _(s: Site) -> str:
+    return s.op("Mul", s.g, mask(s, s.op("Greater", s.x(), s.scalar(s.attribute("alpha", 1.0)))))
+
+
+@gradient("Shrink", 0)
+def _(s: Site) -> str:
+    return s.op("Mul", s.g, mask(s, s.op("Greater", s.op("Abs", s.x()), s.scalar(s.attribute("lambd", 0.5)))))
+
+
+@gradient("Softsign", 0)
+def _(s: Site) -> str:
+    share = s.op("Sub", s.scalar(1), s.op("Abs", s.y))
+    return s.op("Mul", s.g, s.op("Mul", share, share))
+
+
+@gradient("Mish", 0)
+def _(s: Site) -> str:
+    # y = x t with t = tanh(log(1 + exp x)): slope t + x (1 - t^2) sigmoid(x)
+    t = s.op("Tanh", s.op("Softplus", s.x()))
+    bend = s.op("Mul", s.op("Sub", s.scalar(1), s.op("Mul", t, t)), s.op("Sigmoid", s.x()))
+    return s.op("Mul", s.g, s.op("Add", t, s.op("Mul", s.x(), bend)))
+
+
 @gradient("Softplus", 0)
 def _(s: Site) -> str:
     return s.op("Mul", s.g, s.op("Sigmoid", s.x()))

@@ -162,6 +162,68 @@ def _(s: Site) -> str:
     return s.op("Neg", s.op("Mul", s.g, s.op("Sin", s.x())))
 
 
+@gradient("Tan", 0)
+def _(s: Site) -> str:
+    return s.op("Mul", s.g, s.op("Add", s.op("Mul", s.y, s.y), s.scalar(1)))
+
+
+def _one_and_square(s: Site, one: float, square: str) -> str:
+    """one + square x^2."""
+    return s.op(square, s.scalar(one), s.op("Mul", s.x(), s.x()))
+
+
+@gradient("Asin", 0)
+def _(s: Site) -> str:
+    return s.op("Div", s.g, s.op("Sqrt", _one_and_square(s, 1, "Sub")))
+
+
+@gradient("Acos", 0)
+def _(s: Site) -> str:
+    return s.op("Neg", s.op("Div", s.g, s.op("Sqrt", _one_and_square(s, 1, "Sub"))))
+
+
+@gradient("Atan", 0)
+def _(s: Site) -> str:
+    return s.op("Div", s.g, _one_and_square(s, 1, "Add"))
+
+
+@gradient("Sinh", 0)
+def _(s: Site) -> str:
+    return s.op("Mul", s.g, s.op("Cosh", s.x()))
+
+
+@gradient("Cosh", 0)
+def _(s: Site) -> str:
+    return s.op("Mul", s.g, s.op("Sinh", s.x()))
+
+
+@gradient("Asinh", 0)
+def _(s: Site) -> str:
+    return s.op("Div", s.g, s.op("Sqrt", _one_and_square(s, 1, "Add")))
+
+
+@gradient("Acosh", 0)
+def _(s: Site) -> str:
+    return s.op("Div", s.g, s.op("Sqrt", _one_and_square(s, -1, "Add")))
+
+
+@gradient("Atanh", 0)
+def _(s: Site) -> str:
+    return s.op("Div", s.g, _one_and_square(s, 1, "Sub"))
+
+
+@gradient("Mod", 0)
+def _(s: Site) -> str:
+    return _binary(s, s.g, 0)
+
+
+@gradient("Mod", 1)
+def _(s: Site) -> str:
+    # x = n y + remainder with a whole number n
+    whole = s.op("Round", s.op("Div", s.op("Sub", s.x(0), s.y), s.x(1)))
+    return s.op("Neg", _binary(s, s.op("Mul", s.g, whole), 1))
+
+
 @gradient("Identity", 0)
 def _(s: Site) -> str:
     return s.g

@@ -1,8 +1,10 @@
-"""Matrix products: Gemm and (batched, broadcast) MatMul."""
+"""Matrix products: Gemm, (batched, broadcast) MatMul and Einsum."""
 
 from __future__ import annotations
 
-from .table import Site, gradient
+from string import ascii_letters
+
+from .table import Site, gradient, gradient_each
 
 
 def _gemm(s: Site, a: str, b: str, trans_a: int, trans_b: int) -> str:
@@ -71,3 +73,38 @@ def _(s: Site) -> str:
         product = s.op("MatMul", _swap(s, a, len(a_shape)), g)
         product = s.sum_to(product, (*g_shape[:-2], a_shape[-1], g_shape[-1]), b_shape)
     return s.reshape(product, s.shape(1)) if len(s.shape(1)) == 1 else product
+
+
+def _subscripts(s: Site) -> tuple[list[str], str]:
+    """The subscripts of every factor and of the result, an ellipsis written out in unused letters."""
+    equation = s.attribute("equation").replace(" ", "")
+    left, arrow, right = equation.partition("->")
+    factors = left.split(",")
+    free = [letter for letter in ascii_letters if letter not in equation]
+    hidden = [len(s.shape(i)) - len(f.replace("...", "")) if "..." in f else 0 for i, f in enumerate(factors)]
+    dots = "".join(free[: max(hidden)])
+    if not arrow:
+        once = sorted(c for c in set(left) if c.isalpha() and left.count(c) == 1)
+        right = ("..." if "..." in left else "") + "".join(once)
+    factors = [f.replace("...", dots[len(dots) - n :]) for f, n in zip(factors, hidden, strict=True)]
+    return factors, right.replace("...", dots)
+
+
+@gradient_each("Einsum")
+def _(s: Site, index: int) -> str:
+    # the gradient takes the factor's place in the sum; what only this factor was summed over is repeated
+    factors, result = _subscripts(s)
+    own, others = factors[index], [f for i, f in enumerate(factors) if i != index]
+    if len(set(own)) != len(own):
+        s.refuse("a subscript occurs twice in one factor (a diagonal); take the diagonal by Gather")
+    around = set("".join([result, *others]))
+    kept = "".join(c for c in own if c in around)
+    sizes = {c: n for i, f in enumerate(factors) for c, n in zip(f, s.shape(i), strict=True) if n != 1}
+    given = [s.x(i) for i in range(len(factors)) if i != index]
+    g = s.op("Einsum", s.g, *given, equation=f"{','.join([result, *others])}->{kept}")
+    shape = [sizes.get(c, 1) for c in kept]
+    if kept != own:
+        g = s.reshape(g, [sizes.get(c, 1) if c in around else 1 for c in own])
+        shape = [sizes.get(c, 1) for c in own]
+        g = s.op("Expand", g, s.ints(*shape))
+    return s.sum_to(g, shape, s.shape(index))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from .table import Site, gradient
-from .windows import windows
+from .windows import Windows, windows
 
 
 @gradient("MaxPool", 0)
@@ -25,7 +25,6 @@ def _(s: Site) -> str:
 @gradient("AveragePool", 0)
 def _(s: Site) -> str:
     w = windows(s, tuple(s.attribute("kernel_shape")))
-    batch, channels, *space = s.shape()
     padded = s.attribute("count_include_pad", 0)
     shares = np.ones(w.positions, np.float32)
     for axis, (k, st, d, b, n, p) in enumerate(
@@ -37,9 +36,30 @@ def _(s: Site) -> str:
         count = ((places >= (-b if padded else 0)) & (places < end)).sum(1)
         shares = shares / count.reshape([-1 if i == axis else 1 for i in range(len(w.kernel))])
     share = s.builder.constant(shares[None, None].astype(np.float32))
-    g = s.reshape(s.op("Mul", s.g, share), [batch * channels, 1, *w.positions])
+    return _spread(s, w, s.op("Mul", s.g, share))
+
+
+@gradient("LpPool", 0)
+def _(s: Site) -> str:
+    # y = (sum |x|^p)^(1/p): slope sign(x) (|x| / y)^(p - 1), and 0 where a whole window is 0
+    p = s.attribute("p", 2)
+    w = windows(s, tuple(s.attribute("kernel_shape")))
+    y = s.op("Max", s.y, s.scalar(1e-30))
+    g = _spread(s, w, s.g if p == 1 else s.op("Div", s.g, y if p == 2 else s.op("Pow", y, s.scalar(p - 1))))
+    if p == 2:
+        return s.op("Mul", g, s.x())
+    size = s.op("Sign", s.x())
+    if p != 1:
+        size = s.op("Mul", size, s.op("Pow", s.op("Abs", s.x()), s.scalar(p - 1)))
+    return s.op("Mul", g, size)
+
+
+def _spread(s: Site, w: Windows, g: str) -> str:
+    """Give every element the sum over the windows that it is in."""
+    batch, channels, *space = s.shape()
+    flat = s.reshape(g, [batch * channels, 1, *w.positions])
     ones = s.builder.constant(np.ones((1, 1, *w.kernel), np.float32))
-    return s.reshape(s.op("ConvTranspose", g, ones, **w.transposed()), [batch, channels, *space])
+    return s.reshape(s.op("ConvTranspose", flat, ones, **w.transposed()), [batch, channels, *space])
 
 
 def _declared_end(s: Site, axis: int, rank: int) -> int:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from ..graph import Array
+from .index import scatter_slices
 from .table import Site, gradient, gradient_each
 
 
@@ -99,42 +97,34 @@ def _(s: Site) -> str:
         # where each element along this axis was copied from, as numpy pads
         source = np.pad(np.arange(s.shape()[axis]), (pads[axis], pads[rank + axis]), mode)
         shape[axis] = s.shape()[axis]
-        result = _scatter(s, result, s.builder.constant(source), 1, axis, shape)
+        result = scatter_slices(s, result, s.builder.constant(source), 1, axis, shape)
     return result
 
 
-@gradient("Gather", 0)
+@gradient("Trilu", 0)
 def _(s: Site) -> str:
-    axis = s.attribute("axis", 0) % len(s.shape())
-    positions = s.graph.constants.get(s.x(1))
-    if positions is not None and positions.size and _consecutive(positions.reshape(-1) % s.shape()[axis]):
-        # a slice: nothing is added twice
-        shape = list(s.shape())
-        first, shape[axis] = int(positions.reshape(-1)[0]) % shape[axis], positions.size
-        pads = [0] * (2 * len(shape))
-        pads[axis], pads[len(shape) + axis] = first, s.shape()[axis] - first - positions.size
-        return s.op("Pad", s.reshape(s.g, shape), s.ints(*pads), s.scalar(0))
-    return _scatter(s, s.g, s.x(1), len(s.shape(1)), axis, s.shape())
+    return s.op("Trilu", s.g, *([s.x(1)] if s.has(1) else []), upper=s.attribute("upper", 1))
 
 
-def _consecutive(positions: Array) -> bool:
-    return bool(np.all(np.diff(positions) == 1))
+@gradient("DepthToSpace", 0)
+def _(s: Site) -> str:
+    size = s.attribute("blocksize")
+    if s.attribute("mode", "DCR") == "DCR":
+        return s.op("SpaceToDepth", s.g, blocksize=size)
+    batch, channels, height, width = s.shape()
+    split = s.reshape(s.g, [batch, channels // size**2, height, size, width, size])
+    return s.reshape(s.op("Transpose", split, perm=[0, 1, 3, 5, 2, 4]), s.shape())
 
 
-def _scatter(s: Site, g: str, positions: str, index_rank: int, axis: int, shape: Sequence[int]) -> str:
-    """Add the slices of `g` that were taken at `positions` of an axis back into a tensor of this shape."""
-    rank = len(shape) - 1 + index_rank
-    front = g
-    if axis:
-        order = [*range(axis, axis + index_rank), *range(axis), *range(axis + index_rank, rank)]
-        front = s.op("Transpose", g, perm=order)
-    rows = (shape[axis], *shape[:axis], *shape[axis + 1 :])
-    zeros = s.op("Expand", s.scalar(0), s.ints(*rows))
-    indices = s.op("Unsqueeze", s.op("Cast", positions, to=7), s.ints(index_rank))
-    result = s.op("ScatterND", zeros, indices, front, reduction="add")
-    if axis:
-        result = s.op("Transpose", result, perm=[*range(1, axis + 1), 0, *range(axis + 1, len(shape))])
-    return result
+@gradient("SpaceToDepth", 0)
+def _(s: Site) -> str:
+    return s.op("DepthToSpace", s.g, blocksize=s.attribute("blocksize"), mode="DCR")
+
+
+@gradient("ReverseSequence", 0)
+def _(s: Site) -> str:
+    axes = {"batch_axis": s.attribute("batch_axis", 1), "time_axis": s.attribute("time_axis", 0)}
+    return s.op("ReverseSequence", s.g, s.x(1), **axes)
 
 
 @gradient("Tile", 0)

@@ -197,9 +197,9 @@ def test_what_cannot_be_undone_is_refused(case: str) -> None:
         b.nodes[-1].attributes["precision"] = 10  # type: ignore[index]
         b.op("DequantizeLinear", q, *one, name="y")
     proto, name = onnxio.load_model(onnxio.to_bytes(b.nodes, inputs, {"y": None}, b.constants, 23))
-    graph = onnxio.to_graph(proto, None, frozenset(), name)
-    seed = np.ones(graph.types["y"].shape, np.float32)
     with pytest.raises(UnsupportedOperatorError, match="node 'h") as caught:
+        graph = onnxio.to_graph(proto, None, frozenset(), name)
+        seed = np.ones(graph.types["y"].shape, np.float32)
         pull_back(graph, {"x": np.ones((2, 3), np.float32)}, {"y": seed}, ["x"])
     assert caught.value.operator in ("QuantizeLinear", "DequantizeLinear", "Cast")
 

@@ -99,11 +99,15 @@ def test_control_flow_is_refused_by_name() -> None:
         [],
         [helper.make_tensor_value_info("b", TensorProto.FLOAT, None)],
     )
-    node = helper.make_node("If", ["c"], ["y"], name="choice", then_branch=branch, else_branch=branch)
+    chosen = [
+        helper.make_node("ReduceMax", ["x"], ["m"], keepdims=0),
+        helper.make_node("Greater", ["m", "c"], ["condition"]),
+    ]
+    node = helper.make_node("If", ["condition"], ["y"], name="choice", then_branch=branch, else_branch=branch)
     graph = helper.make_graph(
-        [node], "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2])],
+        [*chosen, node], "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2])],
-        [onnx.numpy_helper.from_array(np.array(True), "c")],
+        [onnx.numpy_helper.from_array(np.array(0, np.float32), "c")],
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
     with pytest.raises(UnsupportedOperatorError, match=r"If.*choice.*control flow"):

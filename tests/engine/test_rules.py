@@ -35,6 +35,8 @@ class Case:
     before: bool = False  # constants come before the arguments
     label: str = ""
     outputs: int = 1
+    opset: int = 18
+    scale: float = 1.0
 
     def __str__(self) -> str:
         return f"{self.op}{'-' + self.label if self.label else ''}"
@@ -46,7 +48,9 @@ class Case:
         arguments = [*extra, *self.shapes] if self.before else [*self.shapes, *extra]
         names = b.multi(self.op, arguments, self.outputs, "out", **self.attributes)
         inputs = {n: TensorType("float32", s) for n, s in self.shapes.items()}
-        return onnxio.to_bytes(b.nodes, inputs, dict.fromkeys(names), b.constants, 20 if self.op == "Gelu" else 18)
+        return onnxio.to_bytes(
+            b.nodes, inputs, dict.fromkeys(names), b.constants, 20 if self.op == "Gelu" else self.opset
+        )
 
     def inputs(self) -> dict[str, Array]:
         """Noise, away from the kinks at 0, 1, 3 and -3."""
@@ -56,7 +60,7 @@ class Case:
             value = rng.uniform(0.3, 1.7, shape) * (1 if self.positive else rng.choice([-1, 1], shape))
             for kink in (1.0, -1.0, 0.5, -0.5):
                 value = np.where(np.abs(value - kink) < 0.02, value + 0.05, value)
-            result[name] = value.astype(np.float32)
+            result[name] = (self.scale * value).astype(np.float32)
         return result
 
 
@@ -100,6 +104,35 @@ def conv(label: str, x: tuple[int, ...], w: tuple[int, ...], op: str = "Conv", s
 
 
 I64 = np.int64
+ELEMENTS = np.array([[[0, 1, 2, -1, 0], [0, 2, 1, 2, 1]], [[2, 2, 2, 0, 1], [1, 1, 2, 0, 0]]], I64) % 3
+UPDATES = torch.linspace(-1, 1, 10).reshape(2, 1, 5)
+
+
+def blocks_to_space(x: Any) -> Any:
+    """DepthToSpace with depth-column-row order."""
+    n, c, h, w = x.shape
+    return x.reshape(n, 2, 2, c // 4, h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, c // 4, 2 * h, 2 * w)
+
+
+def space_to_blocks(x: Any) -> Any:
+    """Its inverse."""
+    n, c, h, w = x.shape
+    return x.reshape(n, c, h // 2, 2, w // 2, 2).permute(0, 3, 5, 1, 2, 4).reshape(n, 4 * c, h // 2, w // 2)
+
+
+#: mode, coordinates, scales or sizes, further attributes; the same in PyTorch.
+RESIZES: list[tuple[str, str, list[float], list[int], dict[str, Any], dict[str, Any]]] = [
+    ("nearest", "asymmetric", [1, 1, 2, 3], [], {}, {"scale_factor": (2, 3), "mode": "nearest"}),
+    ("nearest", "asymmetric", [], [2, 3, 7, 3], {}, {"size": (7, 3), "mode": "nearest"}),
+    ("linear", "half_pixel", [1, 1, 2, 2], [], {}, {"scale_factor": 2, "mode": "bilinear"}),
+    ("linear", "half_pixel", [1, 1, 1.7, 0.6], [], {}, {"scale_factor": (1.7, 0.6), "mode": "bilinear"}),
+    ("linear", "pytorch_half_pixel", [], [2, 3, 8, 2], {}, {"size": (8, 2), "mode": "bilinear"}),
+    ("linear", "align_corners", [], [2, 3, 9, 6], {}, {"size": (9, 6), "mode": "bilinear", "align_corners": True}),
+    ("cubic", "half_pixel", [], [2, 3, 10, 7], {"cubic_coeff_a": -0.75}, {"size": (10, 7), "mode": "bicubic"}),
+    ("linear", "half_pixel", [], [2, 3, 3, 2], {"antialias": 1},
+     {"size": (3, 2), "mode": "bilinear", "antialias": True}),
+]  # fmt: skip
+
 CASES: list[Case] = [
     *binary("Add", lambda a, b: a + b),
     *binary("Sub", lambda a, b: a - b),
@@ -123,6 +156,16 @@ CASES: list[Case] = [
     unary("Erf", torch.erf),
     unary("Sin", torch.sin),
     unary("Cos", torch.cos),
+    unary("Tan", torch.tan, scale=0.5),
+    unary("Asin", torch.asin, scale=0.5),
+    unary("Acos", torch.acos, scale=0.5),
+    unary("Atan", torch.atan),
+    unary("Sinh", torch.sinh),
+    unary("Cosh", torch.cosh),
+    unary("Asinh", torch.asinh),
+    unary("Acosh", torch.acosh, positive=True, scale=4.0),
+    unary("Atanh", torch.atanh, scale=0.5),
+    Case("Mod", {"a": (2, 3, 4), "b": (3, 1)}, torch.fmod, {"fmod": 1}, scale=0.7),
     unary("Identity", lambda x: x),
     unary("Dropout", lambda x: x),
     unary("Cast", lambda x: x, attributes={"to": 1}),
@@ -130,6 +173,12 @@ CASES: list[Case] = [
     unary("LeakyRelu", lambda x: F.leaky_relu(x, 0.2), attributes={"alpha": 0.2}),
     Case("PRelu", {"x": (2, 3, 4), "s": (3, 1)}, lambda x, s: torch.where(x > 0, x, x * s)),
     unary("Elu", lambda x: F.elu(x, 1.5), attributes={"alpha": 1.5}),
+    unary("Celu", lambda x: F.celu(x, 1.5), attributes={"alpha": 1.5}),
+    unary("Selu", F.selu),
+    unary("ThresholdedRelu", lambda x: F.threshold(x, 0.7, 0), attributes={"alpha": 0.7}),
+    unary("Shrink", lambda x: F.softshrink(x, 0.7), attributes={"lambd": 0.7, "bias": 0.7}),
+    unary("Softsign", F.softsign),
+    unary("Mish", F.mish),
     unary("Softplus", F.softplus),
     unary("Clip", lambda x: torch.clamp(x, -0.5, 1.0), constants=(np.float32(-0.5), np.float32(1.0))),
     unary("Clip", lambda x: torch.clamp(x, max=1.0), constants=(None, np.float32(1.0)), label="above"),
@@ -148,6 +197,16 @@ CASES: list[Case] = [
              {"transA": ta, "transB": tb, "alpha": 0.5, "beta": 2.0}, label=f"{ta}{tb}{c}")
         for ta in (0, 1) for tb in (0, 1) for c in ((5,), (4, 1))
     ],
+    *[
+        Case("Einsum", {"a": a, "b": b}, lambda a, b, e=e: torch.einsum(e, a, b), {"equation": e}, label=e)
+        for e, a, b in [("ij,kj->ik", (2, 3), (4, 3)), ("bij,bjk->bik", (2, 3, 4), (2, 4, 5)), ("i,j->ij", (3,), (4,)),
+                        ("bhid,bhjd->bhij", (2, 2, 3, 4), (2, 2, 5, 4)), ("ijk,kl->jl", (2, 3, 4), (4, 5)),
+                        ("...ij,...jk->...ik", (2, 3, 4), (1, 4, 5)), ("ij,jk", (2, 3), (3, 4)),
+                        ("ij,ij->", (2, 3), (2, 3))]
+    ],
+    Case("Einsum", {"a": (2, 3), "b": (3, 4), "c": (4, 2)}, lambda *t: torch.einsum("ij,jk,kl->il", *t),
+         {"equation": "ij,jk,kl->il"}, label="three"),
+    unary("Einsum", lambda x: torch.einsum("ijk->ki", x), attributes={"equation": "ijk->ki"}, label="one"),
     *[
         Case("MatMul", {"a": a, "b": b}, torch.matmul, label=f"{a}{b}".replace(" ", ""))
         for a, b in [((4, 3), (3, 5)), ((2, 4, 3), (3, 5)), ((2, 4, 3), (2, 3, 5)), ((2, 1, 4, 3), (6, 3, 5)),
@@ -193,6 +252,19 @@ CASES: list[Case] = [
          {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 1, 0], "count_include_pad": 1}, label="2d-padded"),
     Case("AveragePool", {"x": XX}, lambda x: F.avg_pool2d(x, 4, 3),
          {"kernel_shape": [4, 4], "strides": [3, 3]}, label="2d-rest"),
+    Case("AveragePool", {"x": XX}, lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=True),
+         {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1] * 4, "ceil_mode": 1, "count_include_pad": 1},
+         label="2d-ceil-padded"),
+    Case("AveragePool", {"x": XX}, lambda x: F.avg_pool2d(x, 3, 2, ceil_mode=True),
+         {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}, label="2d-ceil"),
+    Case("AveragePool", {"x": X}, lambda x: (x[..., :-2] + x[..., 2:]) / 2,
+         {"kernel_shape": [2], "dilations": [2]}, label="dilated", opset=19),
+    Case("MaxPool", {"x": XX}, lambda x: F.max_pool2d(x, 2, 1, 1, (2, 3)),
+         {"kernel_shape": [2, 2], "dilations": [2, 3], "pads": [1] * 4}, label="dilated"),
+    Case("LpPool", {"x": XX}, lambda x: F.lp_pool2d(x, 2, (3, 2), (2, 2)),
+         {"kernel_shape": [3, 2], "strides": [2, 2], "p": 2}),
+    Case("LpPool", {"x": XX}, lambda x: F.lp_pool2d(x.abs(), 3, 2, 1), {"kernel_shape": [2, 2], "p": 3}, label="cubes"),
+    Case("LpPool", {"x": XX}, lambda x: F.lp_pool2d(x.abs(), 1, 2, 1), {"kernel_shape": [2, 2], "p": 1}, label="sums"),
     Case("GlobalAveragePool", {"x": XX}, lambda x: x.mean((2, 3), keepdim=True)),
     Case("GlobalMaxPool", {"x": XX}, lambda x: x.amax((2, 3), keepdim=True)),
     unary("ReduceSum", lambda x: x.sum((0, 2)), constants=(np.array([0, -1], I64),), attributes={"keepdims": 0}),
@@ -202,6 +274,18 @@ CASES: list[Case] = [
     unary("ReduceMin", lambda x: x.amin(1, keepdim=True), constants=(np.array([1], I64),)),
     unary("ReduceSumSquare", lambda x: (x * x).sum(1), constants=(np.array([1], I64),), attributes={"keepdims": 0}),
     unary("ReduceL2", lambda x: x.norm(dim=1), constants=(np.array([1], I64),), attributes={"keepdims": 0}),
+    unary("ReduceL1", lambda x: x.abs().sum((0, 1), keepdim=True), constants=(np.array([0, 1], I64),)),
+    unary("ReduceLogSum", lambda x: x.sum(1).log(), constants=(np.array([1], I64),), attributes={"keepdims": 0},
+          positive=True),
+    unary("ReduceLogSumExp", lambda x: x.logsumexp((1, 2)), constants=(np.array([1, 2], I64),),
+          attributes={"keepdims": 0}),
+    unary("ReduceProd", lambda x: x.prod(1, keepdim=True), constants=(np.array([1], I64),)),
+    unary("ReduceProd", lambda x: x.prod(), attributes={"keepdims": 0}, label="all"),
+    unary("CumSum", lambda x: x.cumsum(1), constants=(np.array(1, I64),)),
+    unary("CumSum", lambda x: x.flip(2).cumsum(2).flip(2) - x, constants=(np.array(-1, I64),),
+          attributes={"reverse": 1, "exclusive": 1}, label="rest"),
+    unary("LpNormalization", lambda x: F.normalize(x, dim=1), attributes={"axis": 1}),
+    unary("LpNormalization", lambda x: F.normalize(x, p=1, dim=-1), attributes={"p": 1}, label="sums"),
     unary("Reshape", lambda x: x.reshape(2, 15), constants=(np.array([0, -1], I64),)),
     unary("Flatten", lambda x: x.flatten(1)),
     unary("Transpose", lambda x: x.permute(2, 0, 1), attributes={"perm": [2, 0, 1]}),
@@ -225,6 +309,37 @@ CASES: list[Case] = [
     unary("Gather", lambda x: x[:, torch.tensor([[0, 2], [2, 1]])],
          constants=(np.array([[0, 2], [-1, 1]], I64),), attributes={"axis": 1}),
     unary("Gather", lambda x: x[torch.tensor([1, 1, 0])], constants=(np.array([1, 1, 0], I64),), label="first"),
+    unary("GatherElements", lambda x: x.gather(1, torch.tensor(ELEMENTS)),
+          constants=(ELEMENTS,), attributes={"axis": 1}),
+    unary("GatherND", lambda x: x[[1, 0, 1], [2, 0, 2]], constants=(np.array([[1, -1], [0, 0], [1, 2]], I64),)),
+    unary("GatherND", lambda x: torch.stack([x[0, [2, 2]], x[1, [0, 1]]]), label="batch",
+          constants=(np.array([[[2], [2]], [[0], [-2]]], I64),), attributes={"batch_dims": 1}),
+    Case("ScatterElements", {"x": (2, 3, 5)}, lambda x: x.scatter(1, torch.tensor(ELEMENTS[:, :1]), UPDATES),
+         {"axis": 1}, (ELEMENTS[:, :1], UPDATES.numpy()), label="data"),
+    Case("ScatterElements", {"u": (2, 2, 5)}, lambda u: torch.ones(2, 3, 5).scatter_add(1, torch.tensor(ELEMENTS), u),
+         {"axis": 1, "reduction": "add"}, (np.ones((2, 3, 5), np.float32), ELEMENTS), before=True, label="updates"),
+    Case("ScatterND", {"x": (4, 3)}, lambda x: torch.stack([x[0], x[1] * 0 + 1, x[2], x[3] * 0 + 1]), {},
+         (np.array([[1], [-1]], I64), np.ones((2, 3), np.float32)), label="data"),
+    Case("ScatterND", {"u": (3, 3)}, lambda u: torch.ones(4, 3).index_add(0, torch.tensor([1, 3, 1]), u),
+         {"reduction": "add"}, (np.ones((4, 3), np.float32), np.array([[1], [3], [1]], I64)), before=True, label="add"),
+    unary("TopK", lambda x: x.topk(2, 1).values, constants=(np.array([2], I64),), attributes={"axis": 1}, outputs=2),
+    unary("Compress", lambda x: x[:, [0, 2]], constants=(np.array([True, False, True]),), attributes={"axis": 1}),
+    unary("Compress", lambda x: x.flatten()[[0, 2, 3]], constants=(np.array([1, 0, 1, 1], bool),), label="flat"),
+    unary("ReverseSequence", lambda x: torch.stack([x[0].flip(0), torch.cat([x[1, :2].flip(0), x[1, 2:]])]),
+          constants=(np.array([3, 2], I64),), attributes={"batch_axis": 0, "time_axis": 1}),
+    unary("Trilu", lambda x: x.tril(-1), constants=(np.array(-1, I64),), attributes={"upper": 0}),
+    unary("Trilu", lambda x: x.triu(), label="upper"),
+    Case("DepthToSpace", {"x": (2, 8, 2, 3)}, lambda x: F.pixel_shuffle(x, 2), {"blocksize": 2, "mode": "CRD"},
+         label="CRD"),
+    Case("DepthToSpace", {"x": (2, 8, 2, 3)}, blocks_to_space, {"blocksize": 2}, label="DCR"),
+    Case("SpaceToDepth", {"x": (2, 3, 4, 6)}, space_to_blocks, {"blocksize": 2}),
+    *[
+        Case("Resize", {"x": (2, 3, 5, 4)}, lambda x, more=more: F.interpolate(x, **more),
+             {"mode": mode, "coordinate_transformation_mode": where, "nearest_mode": "floor", **extra},
+             (None, np.array(scales, np.float32)) if scales else (None, None, np.array(sizes, I64)),
+             label=f"{mode}-{where}-{scales or sizes}".replace(" ", ""))
+        for mode, where, scales, sizes, extra, more in RESIZES
+    ],
     unary("Tile", lambda x: x.tile(2, 1, 3), constants=(np.array([2, 1, 3], I64),)),
     Case("BatchNormalization", {"x": XX, "s": (4,), "b": (4,)},
          lambda x, s, b: F.batch_norm(x, torch.linspace(-1, 1, 4), torch.linspace(1, 2, 4), s, b, eps=1e-3),
@@ -233,6 +348,10 @@ CASES: list[Case] = [
          constants=(np.array([1, 4, 0], I64),)),
     Case("NegativeLogLikelihoodLoss", {"x": (3, 5)}, lambda x: F.nll_loss(x, torch.tensor([1, 4, 0])),
          constants=(np.array([1, 4, 0], I64),)),
+    Case("InstanceNormalization", {"x": XX, "s": (4,), "b": (4,)},
+         lambda x, s, b: F.instance_norm(x, None, None, s, b)),
+    Case("InstanceNormalization", {"x": X, "s": (4,), "b": (4,)},
+         lambda x, s, b: F.instance_norm(x, None, None, s, b, eps=1e-2), {"epsilon": 1e-2}, label="1d"),
     Case("LayerNormalization", {"x": (2, 3, 5), "s": (5,), "b": (5,)}, lambda x, s, b: F.layer_norm(x, (5,), s, b)),
     Case("LayerNormalization", {"x": (2, 3, 5), "s": (3, 5), "b": (3, 5)},
          lambda x, s, b: F.layer_norm(x, (3, 5), s, b), {"axis": 1}, label="two-axes"),
@@ -258,6 +377,7 @@ CASES += [recurrent("LSTM", 4), recurrent("GRU", 3, linear_before_reset=1), recu
 
 #: Cases that the reference interpreter of ONNX cannot run in double precision: compared with PyTorch only.
 NOT_NUMERIC = {
+    "LpNormalization-sums": "the reference interpreter sums without taking absolute values",
     "Erf": "the reference interpreter rounds Erf to single precision",
     "Mean-(2,1,4)(2,5,1)": "the reference interpreter does not broadcast Mean",
     "Mean-(4,)(2,3,4)": "the reference interpreter does not broadcast Mean",
@@ -273,8 +393,14 @@ def test_gradient_is_the_numeric_slope(case: Case) -> None:
     check(case.model(), case.inputs(), with_respect_to=list(case.shapes))
 
 
+#: Cases whose results differ from PyTorch's, not only their gradients.
+NOT_PYTORCH = {"Resize-linear-half_pixel-[2,3,3,2]": "PyTorch's antialiasing has other weights than ONNX's"}
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_gradient_is_pytorch_s(case: Case) -> None:
+    if str(case) in NOT_PYTORCH:
+        pytest.skip(NOT_PYTORCH[str(case)])
     inputs = case.inputs()
     proto, name = onnxio.load_model(case.model())
     graph = onnxio.to_graph(proto, None, frozenset(), name)
@@ -311,7 +437,7 @@ def test_the_rules_of_one_node_share_their_work() -> None:
         keys = [(n.op, n.inputs, repr(n.attributes)) for n in builder.nodes]
         assert len(keys) == len(set(keys))
         written.append([n.op for n in builder.nodes])
-    assert written[1].count("Sqrt") == written[0].count("Sqrt") == 1
+    assert written[1].count("LayerNormalization") == written[0].count("LayerNormalization") == 1
 
 
 def test_the_reference_page_is_up_to_date() -> None:

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from sanderling.engine import onnxio
 from sanderling.engine.graph import Graph, Node
-from sanderling.engine.weights import weight_names
+from sanderling.engine.slots import weight_names
 
 from .zoo import ZOO, export, module, sample
 
