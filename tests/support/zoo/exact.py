@@ -6,8 +6,9 @@ having transposed it or reordered its gates. Where the exporter folded batch nor
 module is folded as well. It is an error when a weight has no parameter or a parameter has no weight.
 
 The error of a weight is max |ours - reference| / max |reference|, over its elements (for a weight whose gradient is
-zero, over the model's largest). `error` takes PyTorch in float32 as the reference, `ours64` and `torch64` compare ours and PyTorch's float32 with PyTorch in float64: where rounding of
-deep networks is larger than the bound, ours may not be further from the truth than twice PyTorch's own error.
+zero, over the model's largest). `error` takes PyTorch in float32 as the reference, `ours64` and `torch64` compare ours
+and PyTorch's float32 with PyTorch in float64: where rounding of deep networks is larger than the bound, ours may not be
+further from the truth than twice PyTorch's own error.
 """
 
 from __future__ import annotations
