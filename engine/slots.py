@@ -1,8 +1,8 @@
 """Which constants of a model are weights.
 
 Strategy: a constant is a weight if an operator takes it in a slot where learned values belong (a table), directly or
-through operators that only move, cast or quantize elements. What is uniform where learned values are not (padding, the ones and zeros of
-a normalization without scale and shift) is none. Planning only.
+through operators that only move, cast or quantize elements. What is uniform where learned values are not (padding, the
+ones and zeros of a normalization without scale and shift) is none. Planning only.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ _FLOAT = 1
 def weight_names(proto: onnx.ModelProto, named: Sequence[str] = ()) -> list[str]:
     """The weights of a normalized model, in the order of the file.
 
-    `named`: float32 constants that count as weights wherever they are (a learned number, a mask). An initial state of a recurrent layer is a weight where it is not zero and the same for all samples. Raises
-    ModelError for one that the exporter has repeated for every sample, so that it can no longer be learned.
+    `named`: float32 constants that count as weights wherever they are (a learned number, a mask). An initial state of
+    a recurrent layer is a weight where it is not zero and the same for all samples. Raises ModelError for one that the
+    exporter has repeated for every sample, so that it can no longer be learned.
     """
     tensors = {t.name: t for t in proto.graph.initializer}
     kinds = {name: KINDS.get(t.data_type, "") for name, t in tensors.items()}

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sanderling.engine import ModelError, NonFiniteError, Trainer, UnsupportedOperatorError, compile, evaluate
 from sanderling.engine.rules import RULES
-from sanderling.engine.weights import SLOTS
+from sanderling.engine.slots import SLOTS
 
 RNG = np.random.default_rng(5)
 W = RNG.standard_normal((4, 3)).astype(np.float32)
