@@ -35,7 +35,8 @@ def slopes(op: str, *constants: float | None, points: Any = POINTS, **attributes
     b.op(op, "x", *extra, name="y", **attributes)
     model = onnxio.to_bytes(b.nodes, {"x": TensorType("float32", points.shape)}, {"y": None}, b.constants, 20)
     graph = onnxio.to_graph(onnxio.load_model(model)[0], None, frozenset(), op)
-    return pull_back(graph, {"x": points}, {"y": np.ones_like(points)}, ["x"])["x"]
+    ones = np.ones(graph.types["y"].shape, np.float32)
+    return pull_back(graph, {"x": points}, {"y": ones}, ["x"])["x"]
 
 
 def reference(function: Callable[..., Any], points: Any = POINTS) -> Any:
@@ -81,3 +82,10 @@ def test_clip_with_odd_bounds(bounds: tuple[float | None, float | None]) -> None
     low, high = (-np.inf if bounds[0] is None else bounds[0]), (np.inf if bounds[1] is None else bounds[1])
     x = POINTS.copy()
     np.testing.assert_array_equal(slopes("Clip", *bounds, points=x), (x > low) & (x < high))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_of_equal_maxima_the_first_takes_the_gradient(size: int) -> None:
+    points = np.random.default_rng(0).integers(0, 3, (2, 4, 7, 8)).astype(np.float32)
+    given = slopes("MaxPool", points=points, kernel_shape=[size, size], strides=[size, size])
+    np.testing.assert_array_equal(given, reference(lambda x: F.max_pool2d(x, size), points))
