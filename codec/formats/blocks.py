@@ -104,9 +104,13 @@ class BlockFormat(ABC):
                     f"{self.name}: cannot hold NaN or infinity (from 2^127 on); check the values before packing them"
                 )
             scales[...] = found
-            found[found == 0] = 1
+            empty = found == 0
+            some = bool(empty.any())
+            if some:
+                found[empty] = 1
             self.encode(rows, found[:, None], codes)
-            codes[scales == 0] = 0
+            if some:
+                codes[empty] = 0
 
     def read(self, packed: Packed, start: int, out: F32) -> None:
         """Unpack the values from `start` (a multiple of 256) on into `out`, which ends where `write` could end."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,8 +13,10 @@ import numpy as np
 import pytest
 
 from sanderling.engine import DataError, EngineError, NonFiniteError, Trainer, compile, models
+from sanderling.engine.adapters import Wish
 from sanderling.engine.graph import Array
-from sanderling.engine.schedules import Cosine, Linear, OneCycle, Steps
+from sanderling.engine.optimizers import STATE_FORMATS
+from sanderling.engine.schedules import Constant, Cosine, Linear, OneCycle, Steps
 
 MODEL = models.mlp(6, [16, 12], 4)
 
@@ -161,3 +166,24 @@ def test_a_gradient_that_is_not_finite_keeps_all_weights_when_gradients_are_held
             trainer.step(x * 1e19, y)
     assert equal(trainer, trainer) and all(np.array_equal(v, before[n]) for n, v in trainer.weights().items())
     assert trainer.steps == 0
+
+
+def test_the_reference_page_shows_what_there_is() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "training.md").read_text()
+    for name in STATE_FORMATS:
+        assert f"`{name}`" in page
+    for schedule in (Constant, Linear, Cosine, Steps, OneCycle):
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{schedule.__name__}(")]
+        fields = schedule.__struct_fields__[1:]
+        defaults = dict(zip(fields[::-1], schedule.__struct_defaults__[::-1], strict=False))
+        for name in fields:
+            assert name in row
+            given = re.search(rf"{name}=([0-9.e]+)", row)
+            assert (None if given is None else float(given[1])) == defaults.get(name)
+    for option, default in ((f.name, f.default) for f in dataclasses.fields(Wish)):
+        shown = "none" if default is None else str(default)
+        assert f"| `{option}` | {shown} |" in page
+    parameters = inspect.signature(Trainer).parameters
+    assert {n for n in parameters if n not in ("plan", "options")} == {
+        "learning_rate", "clip_norm", "clip_value", "decay", "seed",
+    }  # fmt: skip
