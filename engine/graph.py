@@ -17,6 +17,12 @@ Array = npt.NDArray[Any]
 #: Tensors whose names begin so count as constants for gradients: a later rule accounts for all they depend on.
 DETACHED = "sanderling.detached."
 
+#: Domain of operators that only we know: the rules write them, the passes replace them.
+OURS = "sanderling"
+#: (x, dY) to dW of a convolution, of the attribute `shape`. The other attributes are those of Conv, but `pads` behind
+#: are negative where no window reaches the end.
+FILTER_GRADIENT = "ConvFilterGradient"
+
 
 @dataclass(frozen=True, slots=True)
 class TensorType:

@@ -19,7 +19,7 @@ from onnx import helper, inliner, numpy_helper
 from .contrib import MICROSOFT
 from .errors import ModelError, UnsupportedOperatorError
 from .folding import Folding, attribute, types_of
-from .graph import Array, Body, Graph, Node, TensorType
+from .graph import OURS, Array, Body, Graph, Node, TensorType
 from .spellings import read_spellings
 
 #: The lowest opset that emitted graphs use; models below it are converted. 18 made axes of all reductions inputs.
@@ -297,14 +297,20 @@ def to_bytes(
     protos = []
     domains = {""}
     used: set[str] = set()
+    own: list[Node] = []  # no inference knows their results
     for node in nodes:
         domains.add(node.domain)
+        own += [node] if node.domain == OURS else []
         used.update(node.inputs)
         protos.append(_node_proto(node))
     graph = helper.make_graph(
         protos, "sanderling",
         [info(n, t) for n, t in inputs.items()], [info(n, t) for n, t in outputs.items()],
         [numpy_helper.from_array(v, n) for n, v in constants.items() if n in used],
+        value_info=[
+            info(n.outputs[0], TensorType("float32", tuple(n.attributes["shape"])))
+            for n in own if n.outputs[0] not in outputs
+        ],
     )  # fmt: skip
     imports = [helper.make_opsetid(d, opset if d == "" else 1) for d in sorted(domains)]
     model = helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION, producer_name="sanderling")

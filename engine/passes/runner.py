@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from ..blocked import rewrite
 from ..errors import EngineError
 from ..graph import Array, Node, TensorType
-from . import broadcasts, common, dead, fold, noops, pieces, products
+from . import blocks, broadcasts, common, dead, fold, noops, pieces, plain, products
 from .program import Program
 
 #: A pass changes a program and says whether it did.
@@ -28,7 +27,11 @@ _PASSES: tuple[tuple[str, Pass], ...] = (
     ("pieces", pieces.join),
     ("broadcasts", broadcasts.absorb_expands),
     ("products", products.absorb_transposes),
-    ("blocked", rewrite),
+    ("blocked layout", blocks.lay_out),
+    *_CLEAN,
+    ("plain convolutions", plain.expand),
+    *_CLEAN,
+    ("products", products.absorb_transposes),
     *_CLEAN,
 )
 

@@ -1,0 +1,50 @@
+"""The table of what is written for the blocked layout, and the pass that uses it."""
+
+from __future__ import annotations
+
+from ..graph import FILTER_GRADIENT, Node
+from . import convolutions, followers
+from .geometry import geometry
+from .layout import Handler, Layout, convert
+from .program import Program
+from .trust import agrees
+
+
+def _proven(handler: Handler) -> Handler:
+    """The handler, for sizes for which it was seen to compute the right thing."""
+
+    def handle(lay: Layout, node: Node) -> bool:
+        z = geometry(node, lay.program.types)
+        if z is None or z.rank > 2:
+            return False
+        biased = len(node.inputs) > 2 and bool(node.inputs[2])
+        return agrees(handler, node.op, convolutions.two_axes(z), biased, lay.block) and handler(lay, node)
+
+    return handle
+
+
+#: Written for the layout whenever their sizes fit: rounding depends on it, so it must not depend on the surroundings.
+ANCHORS: dict[str, Handler] = {
+    "Conv": _proven(convolutions.convolution),
+    "ConvTranspose": _proven(convolutions.input_gradient),
+    FILTER_GRADIENT: _proven(convolutions.filter_gradient),
+    "BatchNormalization": followers.batch_normalization,
+    "GlobalAveragePool": followers.total,
+    "ReduceSum": followers.total,
+    "ReduceMean": followers.total,
+    "AveragePool": followers.pool,
+}
+#: Follow the layout of what they read.
+FOLLOWERS: dict[str, Handler] = {
+    **dict.fromkeys(sorted(followers.ELEMENTWISE), followers.elementwise),
+    "MaxPool": followers.pool,
+    "Expand": followers.expand,
+    "Concat": followers.concat,
+    "Slice": followers.cut,
+    "Split": followers.split,
+}
+
+
+def lay_out(program: Program) -> bool:
+    """Write the program in the blocked layout where that fits."""
+    return convert(program, ANCHORS | FOLLOWERS)
