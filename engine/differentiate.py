@@ -48,6 +48,7 @@ def differentiate(
             total = builder.op("Add", total, part)
         return total
 
+    made = {output for node in nodes for output in node.outputs}
     for node in reversed(nodes):
         if node.op in STOPS or not needed.intersection(node.outputs):
             continue
@@ -61,7 +62,8 @@ def differentiate(
                 "there is no gradient rule for it; replace it, or train only what comes after it (`trainable`); "
                 "docs/reference/operators.md lists the operators that have one"
             )
-        for index, tensor in enumerate(node.inputs):
+        # weights first: what only their gradients need (the input, mostly) is free before the larger gradient is made
+        for index, tensor in sorted(enumerate(node.inputs), key=lambda entry: entry[1] in made):
             if tensor not in needed:
                 continue
             rule = entry.rule(index)

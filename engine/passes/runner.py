@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..errors import EngineError
 from ..graph import Array, Node, TensorType
-from . import blocks, broadcasts, common, dead, fold, noops, pieces, plain, products
+from . import activations, blocks, broadcasts, common, dead, fold, noops, pieces, plain, products
 from .program import Program
 
 #: A pass changes a program and says whether it did.
@@ -29,6 +29,7 @@ _PASSES: tuple[tuple[str, Pass], ...] = (
     ("products", products.absorb_transposes),
     ("blocked layout", blocks.lay_out),
     *_CLEAN,
+    ("activations", activations.absorb),
     ("plain convolutions", plain.expand),
     *_CLEAN,
     ("products", products.absorb_transposes),
