@@ -1,4 +1,4 @@
-"""A blocked convolution applies the activation that alone reads its result, in the pass over memory that it makes anyway.
+"""A blocked convolution applies the activation that alone reads its result, in its own pass over memory.
 
 Only activations that give the same bits inside the convolution and outside are taken, so that it does not matter
 whether something else reads the result in between: Relu, Clip between known bounds, LeakyRelu.
