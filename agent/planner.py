@@ -17,6 +17,7 @@ import onnx
 from sanderling.engine import compile as compile_plan
 from sanderling.engine import load_plan, read_weights
 from sanderling.engine.errors import EngineError, PlanError
+from sanderling.engine.plancache import circumstances
 from sanderling.host.files import write_durably
 
 from . import children
@@ -71,7 +72,10 @@ def _peak(path: Path) -> int:
 
 
 def structure(data: bytes, weights: Collection[str], job: PlanJob) -> str:
-    """A name for everything that a plan depends on: the model without its weights' values, and the settings."""
+    """A name for all that a plan depends on: the model without its weights' values, the settings, the planner itself.
+
+    (The engine's own cache goes by the whole model; here releases with other weights share a plan.)
+    """
     model = onnx.load_model_from_string(data)
     for tensor in model.graph.initializer:
         if tensor.name in weights:
@@ -79,7 +83,7 @@ def structure(data: bytes, weights: Collection[str], job: PlanJob) -> str:
                 tensor.ClearField(field)
     model.ClearField("metadata_props")
     model.ClearField("doc_string")
-    settings = msgspec.json.encode((_FORMAT, job.memory_limit, job.batch, job.optimizer, len(data)))
+    settings = msgspec.json.encode((_FORMAT, circumstances(), job.memory_limit, job.batch, job.optimizer, len(data)))
     return hashlib.sha256(settings + model.SerializeToString(deterministic=True)).hexdigest()[:32]
 
 

@@ -17,6 +17,8 @@ from .graph import Builder, Node, TensorType
 
 #: Numbers that share a scale; the fewest with which coding pays; the smallest tensor worth it, in numbers.
 BLOCK, SMALLEST_BLOCK, SMALLEST = 256, 32, 4096
+#: How the names of the two tensors end that stand for one: its numbers, and their scales.
+STORED = (".q", ".s")
 _TINY = 1e-30  # the scale of a block of zeros
 
 
@@ -29,7 +31,8 @@ def coded(name: str, kind: TensorType) -> dict[str, TensorType]:
     """{name: type} of the two tensors that stand for one: its numbers [blocks, length], and scales [blocks]."""
     block = math.gcd(kind.size, BLOCK)
     rows = kind.size // block
-    return {f"{name}.q": TensorType("int8", (rows, block)), f"{name}.s": TensorType("float32", (rows,))}
+    numbers, scales = STORED
+    return {name + numbers: TensorType("int8", (rows, block)), name + scales: TensorType("float32", (rows,))}
 
 
 def stored_share(kind: TensorType) -> float:

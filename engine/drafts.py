@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -210,13 +211,13 @@ class Drafts:
         block = self.block if any(DOMAIN.encode() in s.model for s in steps) else 0
         return Description(
             VERSION, self.name, self.loss, self.options, self.optimizer, self.batch, way.micro_batch,
-            len(cuts) + 1, self.threads, block, limit, False, cuts[-1] / len(graph.nodes) if cuts else 0.0, output,
+            len(cuts) + 1, self.threads, block, limit, False, _repeated(steps, cuts, len(graph.nodes)), output,
             tensors([i for i in graph.inputs if i not in targets]), tensors(targets), classes,
             tensors(self.weights), tuple(self.trainable), tuple(exchanged[n] for n in sorted(exchanged)),
-            tuple(StepInfo(s.kind, s.segment, s.reads, s.writes, s.workspace, s.operators, s.alive) for s in steps),
-            adapters=tuple(self.adapters),
+            tuple(map(_info, steps)), adapters=tuple(self.adapters),
             optimizer_state=way.level.state, hold_gradients=self.hold_gradients, checkpoints=way.level.checkpoints,
             seconds=way.seconds, footprint=footprint or Footprint(), whole=self.whole,
+            cuts=cuts, nodes=len(graph.nodes),
             quantized=tuple(self._quantized[w] for w in self.weights if w in self._quantized),
         )  # fmt: skip
 
@@ -226,6 +227,19 @@ class Drafts:
         info = self.describe(way, limit, footprint)
         probe = probe_model(info.block) if info.block else b""
         return TrainingPlan.of(info, [s.model for s in steps], self.data, probe)
+
+
+def _info(step: Step) -> StepInfo:
+    return StepInfo(
+        step.kind, step.segment, step.reads, step.writes, step.workspace, step.operators, step.alive, step.seconds
+    )
+
+
+def _repeated(steps: Sequence[Step], cuts: Sequence[int], nodes: int) -> float:
+    """Share of the forward pass's nodes that run twice."""
+    kinds = {(s.segment, s.kind) for s in steps}
+    sizes = [end - begin for begin, end in pairwise([0, *cuts])]
+    return sum(n for i, n in enumerate(sizes) if {(i, "forward"), (i, "backward")} <= kinds) / nodes
 
 
 def small_model() -> bytes:

@@ -38,13 +38,18 @@ _CONTROL_FLOW = {
 _RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 
 
-def load_model(model: str | Path | bytes | bytearray) -> tuple[onnx.ModelProto, str]:
-    """The parsed model and how to call it in messages. Raises ModelError."""
+def read_model(model: str | Path | bytes | bytearray) -> tuple[bytes, str]:
+    """The bytes of a model and how to call it in messages. Raises ModelError."""
     name = "model" if isinstance(model, (bytes, bytearray)) else str(model)
     try:
-        data = bytes(model) if isinstance(model, (bytes, bytearray)) else Path(model).read_bytes()
+        return (bytes(model) if isinstance(model, (bytes, bytearray)) else Path(model).read_bytes()), name
     except OSError as error:
         raise ModelError(f"{name}: cannot be read ({error.strerror}); check the path") from error
+
+
+def load_model(model: str | Path | bytes | bytearray) -> tuple[onnx.ModelProto, str]:
+    """The parsed model and how to call it in messages. Raises ModelError."""
+    data, name = read_model(model)
     try:
         proto = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's exception classes differ between its implementations

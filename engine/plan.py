@@ -7,7 +7,6 @@ raises PlanError for anything else.
 
 from __future__ import annotations
 
-import math
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,6 @@ from .adapters import Adapter
 from .errors import PlanError
 from .footprint import Footprint
 from .members import MODEL, PROBE, InFile, InMemory, Members, step_name
-from .memory import format_size
 
 VERSION = 1
 #: What stands before a tensor's name in the name of its gradient.
@@ -69,6 +67,7 @@ class StepInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     operators: int
     #: Bytes alive inside the session while each of its nodes runs.
     alive: tuple[int, ...]
+    seconds: float = 0.0  # predicted, good for comparing
 
 
 class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,6 +100,8 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     checkpoints: str = "float32"  # how tensors are stored that are recomputed from: "float32" or "int8"
     seconds: float = 0.0  # of a step: measured in the trial run, else only good for comparing plans
     footprint: Footprint = Footprint()
+    cuts: tuple[int, ...] = ()  # where the model's nodes are cut into segments: the first node of each but the first
+    nodes: int = 0  # of the model, its loss among them
     whole: str = ""  # why a batch must have exactly `batch` samples: what mixes them; empty where any number will do
     quantized: tuple[Quantization, ...] = ()  # of the weights that are integers
 
@@ -172,29 +173,10 @@ class TrainingPlan:
         return self.info.recompute_ratio
 
     def describe(self) -> str:
-        """A table that a person can read."""
-        info = self.info
-        scalars = sum(_count(w) for w in info.weights)
-        trained = sum(_count(w) for w in info.weights if w.name in set(info.trainable))
-        how = "measured in a trial run" if info.measured else "estimated"
-        rows = [
-            ("model", info.source),
-            ("loss, optimizer", f"{info.loss}, {info.optimizer} with its state in {info.optimizer_state}"),
-            ("weights", f"{scalars:,} in {len(info.weights)} tensors, {trained:,} trained"),
-            ("batch", f"{info.batch} in micro-batches of {info.micro_batch}"),
-            ("segments", f"{info.segments}, recomputing {info.recompute_ratio:.0%} of the forward pass"),
-            ("memory limit", "none" if info.memory_limit is None else format_size(info.memory_limit)),
-            ("peak memory", f"{format_size(info.peak_bytes)} ({how})"),
-            ("before a step", format_size(info.baseline_bytes)),
-        ]
-        lines = [f"{name:<16} {value}" for name, value in rows]
-        lines += ["", "step      segment  operators  reads  writes    workspace"]
-        lines += [
-            f"{s.kind:<9} {s.segment:>7}  {s.operators:>9}  {len(s.reads):>5}  {len(s.writes):>6}  "
-            f"{format_size(s.workspace):>11}"
-            for s in info.steps
-        ]
-        return "\n".join(lines)
+        """Tables that a person can read: choices, memory, segments."""
+        from .describe import text
+
+        return text(self.info)
 
     def save(self, path: str | Path) -> None:
         """Write the plan as one file: whole or not at all. Raises OSError."""
@@ -208,10 +190,6 @@ class TrainingPlan:
             archive.writestr(name, self.members.read(name))
         with archive.open(MODEL, "w", force_zip64=True) as member:
             member.write(self.view_model())
-
-
-def _count(tensor: Tensor) -> int:
-    return math.prod(tensor.shape)
 
 
 def read_plan(archive: zipfile.ZipFile, name: str) -> TrainingPlan:

@@ -11,11 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from . import onnxio
 from .adapters import as_wish
 from .drafts import Drafts, Level
 from .errors import EngineError
 from .optimizers import check_optimizer, check_state
 from .plan import TrainingPlan
+from .plancache import PlanCache, key
 from .search import choose
 
 #: Precision -> levels, tried in this order.
@@ -46,6 +50,7 @@ def compile(
     reserve: int = 0,
     trial: bool | None = None,
     sizes: Mapping[str, Sequence[int]] | None = None,
+    cache: str | Path | None = None,
 ) -> TrainingPlan:
     """Plan the training of an ONNX inference model.
 
@@ -67,11 +72,15 @@ def compile(
     adapter), "seed": 0}; exported models have them merged.
     `output`: which output the loss reads (the first). `micro_batch`, `segments`: fix what is otherwise chosen.
     `reserve`: bytes that the training process needs besides (its data). `trial`: measure the plan in a fresh process;
-    by default exactly when there is a limit.
+    by default exactly when there is a limit. `cache`: a folder that keeps plans (`plancache`); one that was made for
+    the same model and arguments before comes from there.
 
     The planning itself uses more memory than training: run it in another process where that counts.
     Raises ModelError, UnsupportedOperatorError, MemoryLimitError (`smallest` is a limit that would do), EngineError.
     """
+    if cache is not None:
+        wishes = {k: v for k, v in locals().items() if k not in ("model", "cache")}
+        return _cached(model, PlanCache(cache), wishes)
     if precision not in _LEVELS:
         raise EngineError(f"precision={precision!r}: choose one of {', '.join(_LEVELS)}")
     if batch < 1 or threads < 1 or (micro_batch is not None and not 1 <= micro_batch <= batch):
@@ -88,3 +97,15 @@ def compile(
     micro_batches = drafts.micro_batches(micro_batch)
     measure = memory_limit is not None if trial is None else trial
     return choose(drafts, levels, micro_batches, segments, memory_limit, measure)
+
+
+def _cached(model: str | Path | bytes, cache: PlanCache, wishes: dict[str, Any]) -> TrainingPlan:
+    data, name = onnxio.read_model(model)
+    known = key(data, wishes)
+    found = cache.find(known)
+    if found is not None:  # the same bytes may have another name by now
+        found.info = msgspec.structs.replace(found.info, source=name)
+        return found
+    plan = compile(model, **wishes)
+    cache.keep(known, plan)
+    return plan

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from . import onnxio
+from .costs import SESSION, total_seconds
 from .graph import Array, Graph, Node, TensorType
 from .kernels import work
 from .lifetimes import trace
@@ -30,6 +31,8 @@ class Step:
     #: Bytes alive in the arena while each node runs.
     alive: tuple[int, ...]
     operators: int
+    #: Predicted time of one run.
+    seconds: float
     #: Types of all that is read or written.
     kinds: tuple[tuple[str, TensorType], ...]
 
@@ -74,7 +77,8 @@ class StepWriter:
         workspace, alive = trace(works, sizes, external)
         kinds = tuple((n, self.types[n]) for n in (*reads, *outputs))
         return Step(
-            kind, segment, tuple(reads), tuple(outputs), model, workspace, tuple(alive), len(program.nodes), kinds
+            kind, segment, tuple(reads), tuple(outputs), model, workspace, tuple(alive), len(program.nodes),
+            SESSION + total_seconds(program.nodes, program.types), kinds,
         )  # fmt: skip
 
 
