@@ -42,31 +42,30 @@ def scales_of(how: Quantization) -> FloatArray:
 
 def scale_at(how: Quantization, start: int, stop: int) -> FloatArray:
     """The scales of the elements from `start` to `stop` of the flat tensor: [stop - start], or [1] for one."""
-    scales = scales_of(how)
-    return scales if scales.size == 1 else scales[_places(how, start, stop)]
+    return _picked(scales_of(how), how, start, stop)
 
 
 def zero_at(how: Quantization, start: int, stop: int) -> npt.NDArray[np.int32]:
     """The zero points of the elements from `start` to `stop` of the flat tensor: as many as `scale_at` gives."""
-    zeros = np.frombuffer(how.zero_point, "<i4")
-    return zeros if zeros.size == 1 else zeros[_places(how, start, stop)]
+    return _picked(np.frombuffer(how.zero_point, "<i4"), how, start, stop)
 
 
-def _places(how: Quantization, start: int, stop: int) -> npt.NDArray[np.int64]:
-    """Which of the scales belongs to each element."""
+def _picked(values: npt.NDArray[Any], how: Quantization, start: int, stop: int) -> npt.NDArray[Any]:
+    """The value that belongs to each element."""
+    if values.size == 1:
+        return values
     length = how.shape[how.axis]
     inner = math.prod(how.shape[how.axis + 1 :])
-    if not how.block and start // (inner * length) == (stop - 1) // (inner * length):
-        # whole rows of one channel each: repeating is several times faster than dividing every index
+    if not how.block:
         first, last = start // inner, (stop - 1) // inner
-        rows = np.repeat(np.arange(first, last + 1) % length, inner)
+        rows = np.repeat(values.take(range(first, last + 1), mode="wrap"), inner)
         return rows[start - first * inner : stop - first * inner]
     at = np.arange(start, stop)
-    along = at // inner % length
-    if not how.block:
-        return along
     blocks = -(-length // how.block)
-    return (at // (inner * length) * blocks + along // how.block) * inner + at % inner
+    picked: npt.NDArray[Any] = values[
+        (at // (inner * length) * blocks + at // inner % length // how.block) * inner + at % inner
+    ]
+    return picked
 
 
 def dequantize(integers: IntegerArray, how: Quantization) -> FloatArray:
@@ -108,13 +107,16 @@ def move(
     change /= scale_at(how, start, start + change.size)
     change += random.random(change.size, np.float32)
     np.floor(change, out=change)
-    # beyond this every weight is at the end of its range; it keeps the conversion defined
-    reach = np.float32(how.high) - np.float32(how.low)
-    np.clip(change, -reach, reach, out=change)
-    moved: IntegerArray = change.astype(np.int32 if integers.dtype.itemsize < 4 else np.int64)
-    np.add(moved, integers, out=moved)
-    np.clip(moved, how.low, how.high, out=moved)
-    integers[...] = moved
+    if integers.dtype.itemsize < 4:  # float32 holds these integers and their sums exactly, as far as the range goes
+        change += integers
+        np.clip(change, how.low, how.high, out=change)
+        integers[...] = change
+    else:
+        reach = np.float32(how.high) - np.float32(how.low)
+        moved = np.clip(change, -reach, reach).astype(np.int64)
+        moved += integers
+        np.clip(moved, how.low, how.high, out=moved)
+        integers[...] = moved
 
 
 def kept_range(integers: IntegerArray, zero_point: npt.NDArray[np.int32]) -> tuple[int, int]:

@@ -8,6 +8,7 @@ they move (`quantized.move`).
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -122,7 +123,10 @@ class Storage:
 
     def _parts(self, start: int, stop: int) -> Iterator[tuple[_Integers, int, int]]:
         """Integer weights that a piece of the index meets: (weight, first and last number of it)."""
-        for weight in self._integers:
+        begin = max(bisect_right(self._integers, start, key=lambda w: w.offset) - 1, 0)
+        for weight in self._integers[begin:]:
+            if weight.offset >= stop:
+                break
             first, last = max(start - weight.offset, 0), min(stop - weight.offset, weight.numbers.size)
             if first < last:
                 yield weight, first, last

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..errors import EngineError
 from ..graph import Array, Node, TensorType
-from . import activations, blocks, broadcasts, common, dead, fold, noops, pieces, plain, products
+from . import activations, blocks, broadcasts, common, dead, dequantize, fold, masks, noops, pieces, plain, products
 from .program import Program
 
 #: A pass changes a program and says whether it did.
@@ -34,6 +34,9 @@ _PASSES: tuple[tuple[str, Pass], ...] = (
     *_CLEAN,
     ("products", products.absorb_transposes),
     *_CLEAN,
+    # the order of nodes, last: equal nodes stay apart from here on
+    ("masks", masks.hoist),
+    ("dequantized again", dequantize.again),
 )
 
 

@@ -70,7 +70,7 @@ def quantized(name: str, exporter: str = "torchscript", **options: Any) -> bytes
     return quantize(model, [sample(name, seed=seed) for seed in range(3)], **options)
 
 
-def recalibrated(model: bytes, data: Array, factor: float) -> bytes:
+def recalibrated(model: bytes, factor: float) -> bytes:
     """The model with every scale of an activation times `factor`: below 1, much of it saturates."""
     proto = onnx.load_model_from_string(model)
     names = {n.input[1] for n in proto.graph.node if n.op_type == "QuantizeLinear"}
