@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from .errors import UnsupportedOperatorError
 from .graph import DETACHED, Builder, Graph, Node
-from .rules import QUANTIZERS, RULES, STOPS, Site
+from .rules import QUANTIZERS, RULES, STOPS, Site, integer_remedy
 
 
 def dependents(graph: Graph, nodes: Sequence[Node], wanted: Collection[str]) -> set[str]:
@@ -59,7 +59,8 @@ def differentiate(
         site = Site(graph, builder, node, gradients)
         if entry is None:
             site.refuse(
-                "there is no gradient rule for it; replace it, or train only what comes after it (`trainable`); "
+                integer_remedy(node.op)
+                or "there is no gradient rule for it; replace it, or train only what comes after it (`trainable`); "
                 "docs/reference/operators.md lists the operators that have one"
             )
         # weights first: what only their gradients need (the input, mostly) is free before the larger gradient is made
@@ -80,9 +81,12 @@ def check_complete(graph: Graph) -> None:
             continue
         for name in node.inputs:
             kind = graph.types[name] if name in graph.constants else None
-            if kind is not None and kind.floating and len(kind.shape) > 1 and kind.size > 1:
+            if kind is None or len(kind.shape) < 2 or kind.size == 1:
+                continue
+            remedy = integer_remedy(node.op)
+            if kind.floating or remedy:
                 raise UnsupportedOperatorError(
-                    node.op, node.name, graph.source,
+                    node.op, node.name, graph.source, remedy or
                     f"it has no gradient rule, and {name!r} may be its weights; to leave it as it is, name the weights "
                     'to train (`trainable`: "last", "bias" or patterns)',
                 )  # fmt: skip
@@ -98,5 +102,6 @@ def check_supported(graph: Graph, wanted: Collection[str]) -> None:
             and (node.op not in RULES or node.domain not in ("", "ai.onnx"))
         ):
             raise UnsupportedOperatorError(
-                node.op, node.name, graph.source, "there is no gradient rule for it (see docs/reference/operators.md)"
-            )
+                node.op, node.name, graph.source,
+                integer_remedy(node.op) or "there is no gradient rule for it (see docs/reference/operators.md)",
+            )  # fmt: skip

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from . import onnxio
 from .adapters import Adapter, Wish, find, insert
@@ -22,7 +23,7 @@ from .checkpoints import stored_share
 from .costs import SESSION, total_seconds
 from .cuts import Chain, Cutting
 from .differentiate import check_complete, check_supported
-from .errors import EngineError, ModelError
+from .errors import EngineError, ModelError, UnsupportedOperatorError
 from .exchange import arrange
 from .footprint import SESSION_BYTES, STEP_BYTES, Footprint, aligned_bytes, arena_resident, flat_bytes, session_bytes
 from .graph import Builder, Graph
@@ -31,6 +32,7 @@ from .losses import find_loss
 from .optimizers import state_bytes
 from .placing import near_use
 from .plan import GRADIENT, VERSION, Description, StepInfo, Tensor, TrainingPlan
+from .rules import integer_remedy
 from .segments import write_steps
 from .slots import carriers, weight_names
 from .steps import Step
@@ -81,6 +83,7 @@ class Drafts:
         self.static = onnxio.static_batch(self.proto)
         names = weight_names(self.proto, [] if isinstance(trainable, str) else trainable)
         if not names:
+            _refuse_integers(self.proto, self.name)
             raise ModelError(
                 f"{self.name}: has no weights that could be trained: float32 initializers or Constant nodes; "
                 "export the model with its weights in the file"
@@ -252,6 +255,14 @@ def small_model() -> bytes:
     y = b.op("Softmax", b.op("MatMul", y, b.op("Transpose", x, perm=[0, 2, 1])), axis=-1)
     b.op("ReduceSum", b.op("Mul", y, y), b.ints(0), name="y", keepdims=0)
     return onnxio.to_bytes(b.nodes, {}, {"y": None}, b.constants, onnxio.OPSET)
+
+
+def _refuse_integers(proto: onnx.ModelProto, name: str) -> None:
+    """Raise UnsupportedOperatorError if the weights sit in operators that compute with integers."""
+    for node in proto.graph.node:
+        remedy = integer_remedy(node.op_type)
+        if remedy:
+            raise UnsupportedOperatorError(node.op_type, node.name, name, remedy)
 
 
 def _powers(batch: int) -> Iterator[int]:

@@ -16,10 +16,27 @@ from . import (
     shape,
     stops,
 )  # fmt: skip
-from .table import QUANTIZERS, RULES, STOPS, Entry, Site
+from .table import QUANTIZERS, RULES, STOPS, Entry, Site, integer_remedy
 
 __all__ = [
-    "QUANTIZERS", "RULES", "STOPS", "Entry", "Site",
-    "activation", "conv", "elementwise", "index", "linear", "loss", "normal", "pool", "quantize", "recurrent",
-    "reduce", "resize", "shape", "stops",
+    "QUANTIZERS",
+    "RULES",
+    "STOPS",
+    "Entry",
+    "Site",
+    "activation",
+    "conv",
+    "elementwise",
+    "index",
+    "integer_remedy",
+    "linear",
+    "loss",
+    "normal",
+    "pool",
+    "quantize",
+    "recurrent",
+    "reduce",
+    "resize",
+    "shape",
+    "stops",
 ]  # fmt: skip

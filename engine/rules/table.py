@@ -160,6 +160,17 @@ STOPS: dict[str, str] = {}
 QUANTIZERS: set[str] = set()
 
 
+def integer_remedy(op: str) -> str:
+    """What to do about an operator that computes with quantized integers; empty for any other."""
+    if not (op.startswith(("QLinear", "DynamicQuantize", "QGemm", "QAttention", "MatMulNBits"))
+            or op.endswith(("Integer", "IntegerToFloat"))):  # fmt: skip
+        return ""
+    return (
+        "it computes with integers, for inference only; quantize the float model statically in the QDQ format "
+        "(onnxruntime.quantization.quantize_static with quant_format=QuantFormat.QDQ), which trains"
+    )
+
+
 def gradient(op: str, index: int) -> Callable[[Rule], Rule]:
     """Register the gradient with respect to one input of an operator."""
 
