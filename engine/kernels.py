@@ -54,7 +54,25 @@ def _temporary(node: Node, types: Mapping[str, TensorType], threads: int) -> int
         shape = types[node.inputs[0]].shape
         along = node.attributes.get("axis", -1) % max(len(shape), 1)
         return 0 if along == len(shape) - 1 else 2 * types[node.inputs[0]].nbytes
+    if node.op in ("LSTM", "GRU", "RNN"):
+        return _recurrent(node, types)
+    if node.op == "Scan":  # the tensors of one turn, which the states are as large as
+        turn = len(node.attributes["body"].nodes)
+        return turn * max(types[n].nbytes for n in node.inputs[: _states(node)])
     return 0
+
+
+def _states(node: Node) -> int:
+    return len(node.inputs) - int(node.attributes["num_scan_inputs"]) - int(node.attributes["body"].captured)
+
+
+def _recurrent(node: Node, types: Mapping[str, TensorType]) -> int:
+    """What the inputs give to all gates of all steps, by direction; input and output turned round for a reverse one."""
+    time, batch, width = types[node.inputs[0]].shape
+    directions, rows, hidden = types[node.inputs[2]].shape
+    ways = 1 if node.op == "RNN" else directions
+    turned = width + hidden if ways > 1 or node.attributes.get("direction") == "reverse" else 0
+    return _FLOAT * batch * (time * (ways * rows + turned) + 8 * hidden)
 
 
 def _convolution(node: Node, types: Mapping[str, TensorType], threads: int) -> int:
