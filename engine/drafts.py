@@ -27,6 +27,7 @@ from .errors import EngineError, ModelError, UnsupportedOperatorError
 from .exchange import arrange
 from .footprint import SESSION_BYTES, STEP_BYTES, Footprint, aligned_bytes, arena_resident, flat_bytes, session_bytes
 from .graph import Builder, Graph
+from .layouts import samples_first
 from .loss import LABELS, LOSS, SAMPLE_WEIGHT, TARGETS, TEACHER, attach_loss, loss_options
 from .losses import find_loss
 from .optimizers import state_bytes
@@ -79,6 +80,7 @@ class Drafts:
         self.reserve, self.hold_gradients = reserve, hold_gradients
         self.block = block_size()
         self.data = inference_form(self.proto)  # what the export starts from, its free sizes still free
+        samples_first(self.proto)
         onnxio.fix_sizes(self.proto, sizes)
         self.static = onnxio.static_batch(self.proto)
         names = weight_names(self.proto, [] if isinstance(trainable, str) else trainable)

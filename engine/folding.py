@@ -189,7 +189,7 @@ class Folding:
                 size = np.array(types[node.input[0]].size, np.int64)
                 values[node.output[0]] = part if node.op_type == "Shape" else size
                 known.add(node.output[0])
-            elif all(i in known for i in node.input) and all(
+            elif known.issuperset(_reads(node)) and all(
                 types[o].nbytes <= _FOLD_LIMIT if o in types else True for o in node.output
             ):
                 folded.append(node)
@@ -199,7 +199,7 @@ class Folding:
         if len(kept) == len(self._skeleton.graph.node):
             return False
         if folded:
-            needed = {i for node in folded for i in node.input if i}
+            needed = {i for node in folded for i in _reads(node) if i}
             names = [o for node in folded for o in node.output if o]
             constants = [self._tensors[i] for i in needed if i in self._tensors]
             constants += [numpy_helper.from_array(v, n) for n, v in values.items() if n in needed]

@@ -54,10 +54,12 @@ def compile(
 ) -> TrainingPlan:
     """Plan the training of an ONNX inference model.
 
-    `model`: path or bytes; the first dimension of every input is the batch, the others are fixed, or fixed here by
-    `sizes`, {input name: sizes of a sample without the batch}; the exported model keeps them free.
-    `loss`: "cross_entropy", "binary_cross_entropy", "mse", "l1", "huber" or "distillation"; `loss_options` and the
-    targets that each takes: docs/reference/losses.md.
+    `model`: path or bytes; the first dimension of every input is the batch (inputs with their samples at axis 1, as
+    recurrent models have, are given samples first as well), the others are fixed, or fixed here by `sizes`, {input
+    name: sizes of a sample without the batch}; the exported model keeps them free, and its own order. A model exported
+    in training mode trains on whole batches only, and is exported in inference form.
+    `loss`: "cross_entropy", "binary_cross_entropy", "mse", "l1", "huber", "distillation" or "output" (the model
+    computes its loss itself); `loss_options` and the targets that each takes: docs/reference/losses.md.
     `memory_limit`: most resident bytes of the process that trains, everything included; None for no limit.
     `precision`: "auto" (exact wherever the limit allows, else optimizer state in a byte per number, then stored tensors
     as well), "float32" (always exact), or "int8" (both in a byte per number).

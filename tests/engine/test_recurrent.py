@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -162,9 +163,12 @@ def test_one_step(kind: str) -> None:
 class Net(torch.nn.Module):  # type: ignore[misc, name-defined]
     """Recurrent layers and a head on the last output, the mean output or the last states."""
 
-    def __init__(self, kind: str, use: str = "last", learned: bool = False, **options: Any) -> None:
+    def __init__(
+        self, kind: str, use: str = "last", learned: bool = False, steps_first: bool = False, **options: Any
+    ) -> None:
         super().__init__()
-        self.body = getattr(torch.nn, kind)(WIDTH, H, batch_first=True, **options)
+        self.body = getattr(torch.nn, kind)(WIDTH, H, batch_first=not steps_first, **options)
+        self.steps_first = steps_first
         ways = 2 if self.body.bidirectional else 1
         self.use, self.learned = use, learned
         self.head = torch.nn.Linear(H * ways, 3)
@@ -172,14 +176,14 @@ class Net(torch.nn.Module):  # type: ignore[misc, name-defined]
             self.h0 = torch.nn.Parameter(torch.randn(self.body.num_layers * ways, 1, H))
 
     def forward(self, x: Any) -> Any:
-        """[N, T, I] -> [N, 3]."""
+        """[N, T, I], or [T, N, I] with `steps_first` -> [N, 3]."""
         states = None
         if self.learned:
             h = self.h0.expand(-1, x.shape[0], -1).contiguous()
             states = (h, h * 0.5) if isinstance(self.body, torch.nn.LSTM) else h
         y, last = self.body(x, states)
         if self.use == "last":
-            return self.head(y[:, -1])
+            return self.head(y[-1] if self.steps_first else y[:, -1])
         if self.use == "mean":
             return self.head(y.mean(1))
         parts = last if isinstance(last, tuple) else (last,)
@@ -189,14 +193,15 @@ class Net(torch.nn.Module):  # type: ignore[misc, name-defined]
 
 def export(net: Any, free: bool, dynamo: bool, steps: int = T, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    x = torch.zeros(N, steps, WIDTH)
+    x = torch.zeros(steps, N, WIDTH) if net.steps_first else torch.zeros(N, steps, WIDTH)
+    axis = int(net.steps_first)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if dynamo:
-            shapes = ({0: torch.export.Dim("N")},) if free else None
+            shapes = ({axis: torch.export.Dim("N")},) if free else None
             torch.onnx.export(net.eval(), (x,), dynamo=True, dynamic_shapes=shapes, verbose=False).save(buffer)
         else:
-            axes = {"x": {0: "N"}, "y": {0: "N"}} if free else None
+            axes = {"x": {axis: "N"}, "y": {0: "N"}} if free else None
             torch.onnx.export(
                 net.eval(), (x,), buffer, dynamo=False, opset_version=17, input_names=["x"], output_names=["y"],
                 dynamic_axes=axes, **options,
@@ -223,7 +228,7 @@ def in_onnx(net: Any, parameters: dict[str, Array]) -> dict[tuple[int, str], Arr
     return found
 
 
-def check_unrolled(net: Any, data: bytes) -> None:
+def check_unrolled(net: Any, data: bytes) -> Trainer:
     """As `check_trained`, where the exporter spelled the layer out: parameters are found as they are or transposed."""
     rng = np.random.default_rng(2)
     x, y = rng.standard_normal((N, T, WIDTH)).astype(np.float32), rng.integers(0, 3, N)
@@ -239,14 +244,16 @@ def check_unrolled(net: Any, data: bytes) -> None:
         wanted = slope if np.array_equal(weights[found], value) else slope.T
         np.testing.assert_allclose(given[found], wanted, atol=1e-4 * np.abs(slope).max(), err_msg=name)
     assert not unmatched
+    return trainer
 
 
-def check_trained(net: Any, data: bytes, steps: int = T) -> None:
+def check_trained(net: Any, data: bytes, steps: int = T) -> Trainer:
     """Every gradient is PyTorch's, found by the value of its weight."""
     rng = np.random.default_rng(2)
     x, y = rng.standard_normal((N, steps, WIDTH)).astype(np.float32), rng.integers(0, 3, N)
     net.zero_grad()
-    torch.nn.functional.cross_entropy(net(torch.tensor(x)), torch.tensor(y)).backward()
+    arranged = torch.tensor(x.swapaxes(0, 1) if net.steps_first else x)
+    torch.nn.functional.cross_entropy(net(arranged), torch.tensor(y)).backward()
     plain = {n: p.detach().numpy() for n, p in net.named_parameters()}
     slopes = {n: p.grad.numpy() for n, p in net.named_parameters()}
     values, wanted = dict(in_onnx(net, plain)), dict(in_onnx(net, slopes))
@@ -262,21 +269,30 @@ def check_trained(net: Any, data: bytes, steps: int = T) -> None:
             unmatched.remove(names[0])
             np.testing.assert_allclose(given[names[0]], slope, atol=1e-4 * np.abs(slope).max(), err_msg=names[0])
     assert not unmatched
+    return trainer
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {}, {"use": "mean", "bidirectional": True}, {"use": "states", "num_layers": 2, "bidirectional": True},
+]  # fmt: skip
+#: Kind, options, free batch. With a fixed batch the dynamo exporter folds parts of an RNN into a constant per sample.
+DYNAMO = [("LSTM", OPTIONS[0], False), ("LSTM", OPTIONS[2], True), ("GRU", OPTIONS[1], True), ("RNN", OPTIONS[2], True)]
 
 
 @pytest.mark.parametrize("free", [False, True], ids=["static", "free"])
-@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
-@pytest.mark.parametrize("options", [
-    {}, {"use": "mean", "bidirectional": True}, {"use": "states", "num_layers": 2, "bidirectional": True},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
-def test_exports_train_as_in_pytorch(kind: str, options: dict[str, Any], dynamo: bool, free: bool) -> None:
+def test_exports_train_as_in_pytorch(kind: str, options: dict[str, Any], free: bool) -> None:
     torch.manual_seed(4)
     net = Net(kind, **options)
-    if kind == "RNN" and dynamo and not free:
-        pytest.skip("this exporter folds the first step's recurrent bias into a constant per sample")
-    check = check_unrolled if kind == "RNN" and dynamo else check_trained
-    check(net, export(net, free, dynamo))
+    check_trained(net, export(net, free, False))
+
+
+@pytest.mark.parametrize(("kind", "options", "free"), DYNAMO, ids=str)
+def test_exports_of_the_other_exporter_train_as_in_pytorch(kind: str, options: dict[str, Any], free: bool) -> None:
+    torch.manual_seed(4)
+    net = Net(kind, **options)
+    (check_unrolled if kind == "RNN" else check_trained)(net, export(net, free, True))
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
@@ -347,6 +363,49 @@ def test_long_sequences_stay_exact(kind: str) -> None:
         for parameter in net.body.parameters():
             parameter.mul_(2)
     check_trained(net, export(net, True, False, 80), 80)
+
+
+@pytest.mark.parametrize(("use", "dynamo", "free"), [
+    ("last", False, True), ("states", False, False), ("states", True, True),
+], ids=str)  # fmt: skip
+def test_models_with_steps_before_samples_take_samples_first(
+    use: str, dynamo: bool, free: bool, tmp_path: Path
+) -> None:
+    """The exported model keeps its own order."""
+    torch.manual_seed(4)
+    net = Net("GRU", use, steps_first=True)
+    trainer = check_trained(net, export(net, free, dynamo))
+    trainer.export(tmp_path / "new.onnx")
+    x = np.random.default_rng(1).standard_normal((T, N, WIDTH)).astype(np.float32)
+    given = run_once(
+        (tmp_path / "new.onnx").read_bytes(), {trainer.plan.info.inputs[0].name: x}, [trainer.plan.info.output]
+    )
+    np.testing.assert_allclose(given[0], net(torch.tensor(x)).detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_that_keep_samples_first(kind: str) -> None:
+    """The runtime has no kernels for layout 1: it is written out, in the exported model too."""
+    op, attributes = KINDS[kind]
+    attributes = attributes | {"direction": "bidirectional"}
+    given = arguments(op, 2, True, True)
+    outputs = "yhc" if op == "LSTM" else "yh"
+    turned = {n: v.swapaxes(0, 1).copy() if n in ("x", "h0", "c0") else v for n, v in given.items()}
+    proto, name = onnxio.load_model(model(op, attributes | {"layout": 1}, turned, outputs))
+    proto = onnxio.normalize(proto, name)
+    wanted = dict(zip("yhc", evaluate(op, attributes, given), strict=True))
+    order = {"y": (2, 0, 1, 3), "h": (1, 0, 2), "c": (1, 0, 2)}
+    for output, value in zip(outputs, run_once(proto.SerializeToString(), turned, list(outputs)), strict=True):
+        np.testing.assert_allclose(value, wanted[output].transpose(order[output]), atol=1e-5)
+    graph = onnxio.to_graph(proto, None, frozenset(), name)
+    rng = np.random.default_rng(5)
+    seeds = {o: rng.standard_normal(wanted[o].shape).astype(np.float32) for o in outputs}
+    found = pull_back(graph, turned, {o: v.transpose(order[o]) for o, v in seeds.items()}, list(turned))
+    plain, name = onnxio.load_model(model(op, attributes, given, outputs))
+    expected = pull_back(onnxio.to_graph(plain, None, frozenset(), name), given, seeds, list(given))
+    for n, slope in expected.items():
+        slope = slope.swapaxes(0, 1) if n in ("x", "h0", "c0") else slope
+        np.testing.assert_allclose(found[n], slope, atol=1e-5, err_msg=n)
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
