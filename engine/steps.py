@@ -15,6 +15,7 @@ from .graph import Array, Graph, Node, TensorType
 from .kernels import work
 from .lifetimes import trace
 from .passes import lower
+from .rules import QUANTIZERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,14 @@ class StepWriter:
     block: int
     threads: int
     types: dict[str, TensorType] = field(default_factory=dict)
+    exact: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.types = dict(self.graph.types)
+        if any(node.op in QUANTIZERS for node in self.graph.nodes):
+            # the last bit of a sum may turn a rounding, and with it all that follows: the forward pass of a quantized
+            # model is computed as its runtime does
+            self.exact = frozenset(o for node in self.graph.nodes for o in node.outputs if o)
 
     def write(
         self,
@@ -69,7 +75,7 @@ class StepWriter:
         arguments = {n: self.types[n] for n in reads}
         plain = onnxio.to_bytes(kept, arguments, results, used, self.graph.opset)
         types = onnxio.infer_types(plain) | self.types
-        program = lower(kept, types, used, reads, list(outputs), self.graph.opset, self.block, self.threads)
+        program = lower(kept, types, used, reads, list(outputs), self.graph.opset, self.block, self.threads, self.exact)
         model = onnxio.to_bytes(program.nodes, arguments, results, program.constants, self.graph.opset)
         sizes = {n: t.nbytes for n, t in program.types.items()}
         external = {*reads, *outputs, *program.constants}

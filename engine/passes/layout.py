@@ -138,7 +138,8 @@ def convert(program: Program, handlers: dict[str, Handler]) -> bool:
         handler = handlers.get(node.op)
         typed = all(n in program.types for n in (*node.inputs, *node.outputs) if n)
         start = len(layout.nodes)
-        done = typed and handler is not None and handler(layout, node)
+        free = typed and not program.exact.intersection(node.outputs)
+        done = free and handler is not None and handler(layout, node)
         changed |= done
         if not done:
             if len(layout.nodes) != start:

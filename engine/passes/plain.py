@@ -27,7 +27,8 @@ def expand(program: Program) -> bool:
     nodes: list[Node] = []
     changed = False
     for node in program.nodes:
-        sizes = geometry(node, program.types) if node.domain == OURS or node.op == "ConvTranspose" else None
+        mine = node.domain == OURS or (node.op == "ConvTranspose" and node.outputs[0] not in program.exact)
+        sizes = geometry(node, program.types) if mine else None
         if sizes is None:
             nodes.append(node)
             continue

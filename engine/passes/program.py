@@ -24,6 +24,7 @@ class Program:
     opset: int
     block: int = 0  # channels per block of the runtime's blocked layout, 0 for none
     threads: int = 1
+    exact: frozenset[str] = frozenset()  # results that are to have the bits of the operator as it is written
     _shared: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
     _count: int = 0
 

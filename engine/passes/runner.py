@@ -49,13 +49,17 @@ def lower(
     opset: int,
     block: int = 0,
     threads: int = 1,
+    exact: frozenset[str] = frozenset(),
 ) -> Program:
     """The program that computes what `nodes` do, as the runtime is to run it.
 
-    `types` covers what is known; the result has the type of every tensor that has one. Raises EngineError when a pass
+    `types` covers what is known; the result has the type of every tensor that has one. `exact` tensors keep the bits
+    that their operators give as they are written. Raises EngineError when a pass
     leaves something incomplete behind (a defect of this package).
     """
-    program = Program(list(nodes), dict(types), dict(constants), tuple(inputs), tuple(outputs), opset, block, threads)
+    program = Program(
+        list(nodes), dict(types), dict(constants), tuple(inputs), tuple(outputs), opset, block, threads, exact
+    )
     for name, value in constants.items():
         program.types.setdefault(name, TensorType(value.dtype.name, value.shape))
     untyped = check(program, "the rules", None)
