@@ -15,6 +15,7 @@ from .graph import Array, Graph, Node, TensorType
 from .kernels import work
 from .lifetimes import trace
 from .passes import lower
+from .plan import GRADIENT
 from .rules import QUANTIZERS
 
 
@@ -48,6 +49,8 @@ class StepWriter:
     threads: int
     types: dict[str, TensorType] = field(default_factory=dict)
     exact: frozenset[str] = frozenset()
+    #: Tensors of the graph that steps exchange in the runtime's blocked layout; their gradients are exchanged so too.
+    blocked: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.types = dict(self.graph.types)
@@ -72,16 +75,22 @@ class StepWriter:
                  if n not in produced and (n not in known or n in self.weights)]  # fmt: skip
         used = {n: v for n, v in known.items() if n not in self.weights}
         results = {name: self.types[name] for name in outputs}
-        arguments = {n: self.types[n] for n in reads}
-        plain = onnxio.to_bytes(kept, arguments, results, used, self.graph.opset)
+        plain = onnxio.to_bytes(kept, {n: self.types[n] for n in reads}, results, used, self.graph.opset)
         types = onnxio.infer_types(plain) | self.types
-        program = lower(kept, types, used, reads, list(outputs), self.graph.opset, self.block, self.threads, self.exact)
+        blocked = [n for n in (*reads, *outputs) if n.removeprefix(GRADIENT) in self.blocked]
+        free = [n for n in outputs if kind == "forward" and n in self.graph.types and n not in self.graph.outputs]
+        program = lower(
+            kept, types, used, reads, list(outputs), self.graph.opset, self.block, self.threads, self.exact,
+            blocked, free,
+        )  # fmt: skip
+        self.blocked.update(program.blocked.intersection(free))
+        arguments, results = ({n: program.types[n] for n in names} for names in (reads, outputs))
         model = onnxio.to_bytes(program.nodes, arguments, results, program.constants, self.graph.opset)
         sizes = {n: t.nbytes for n, t in program.types.items()}
         external = {*reads, *outputs, *program.constants}
         works = [work(n, program.types, self.threads) for n in program.nodes]
         workspace, alive = trace(works, sizes, external)
-        kinds = tuple((n, self.types[n]) for n in (*reads, *outputs))
+        kinds = tuple((n, program.types[n]) for n in (*reads, *outputs))
         return Step(
             kind, segment, tuple(reads), tuple(outputs), model, workspace, tuple(alive), len(program.nodes),
             SESSION + total_seconds(program.nodes, program.types), kinds,

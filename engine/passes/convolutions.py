@@ -225,8 +225,7 @@ def _hand_out(lay: Layout, node: Node, blocks: str, channels: int, columns: int)
     """[C/B, columns, B] as the result of the node, which has C rows of `columns`."""
     wide = lay.reshape(blocks, (1, lay.up(channels), 1, columns))
     rows = lay.op("ReorderOutput", (wide,), (1, channels, 1, columns), DOMAIN, channels=channels)
-    lay.reshape(rows, lay.program.types[node.outputs[0]].shape, node.outputs[0])
-    lay.here.add(node.outputs[0])
+    lay.plain_result(node, rows)
 
 
 def _pointwise_filter(lay: Layout, node: Node, z: Geometry) -> None:
@@ -241,8 +240,7 @@ def _pointwise_filter(lay: Layout, node: Node, z: Geometry) -> None:
     places = z.batch * math.prod(z.positions)
     rows = (lay.reshape(g, (places, z.outputs)), lay.reshape(x, (places, z.inputs)))
     product = lay.op("Gemm", rows, (z.outputs, z.inputs), transA=1)
-    lay.reshape(product, lay.program.types[node.outputs[0]].shape, node.outputs[0])
-    lay.here.add(node.outputs[0])
+    lay.plain_result(node, product)
 
 
 def _dense_filter(lay: Layout, node: Node, z: Geometry) -> None:

@@ -138,9 +138,7 @@ def total(lay: Layout, node: Node) -> bool:
     factor /= batch if node.op == "ReduceMean" and 0 in axes else 1
     if factor != 1.0:
         value = lay.op("Mul", (value, lay.constant(np.array(factor, np.float32))), lay.program.types[value].shape)
-    lay.reshape(value, lay.program.types[node.outputs[0]].shape, node.outputs[0])
-    lay.here.add(node.outputs[0])
-    return True
+    return lay.plain_result(node, value)
 
 
 def pool(lay: Layout, node: Node) -> bool:

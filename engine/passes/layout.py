@@ -11,16 +11,19 @@ meet them, and finite everywhere, so they never show.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ..blocked import DOMAIN
 from ..errors import EngineError
-from ..graph import Node
+from ..graph import Node, TensorType
 from .program import Program
 from .writer import Writer
 
 _FLOAT, _BOOL = 1, 9
 #: A tensor is not kept in blocks if more than this share of them would be filling.
 _WASTE = 1.5
+#: A tensor is not handed from step to step in blocks if its blocks take more than this share of its own bytes.
+_FILLED = 1.15
 
 Handler = Callable[["Layout", Node], bool]
 
@@ -31,8 +34,10 @@ class Layout(Writer):
     def __init__(self, program: Program) -> None:
         super().__init__(program)
         self.block = program.block
-        self.here = {*program.inputs, *program.constants}
-        self.blocked: dict[str, str] = {}
+        self.here = {*program.inputs, *program.constants} - program.blocked
+        self.blocked: dict[str, str] = {n: n for n in program.inputs if n in program.blocked}
+        #: What the standard layout of a tensor is called whose own name is that of its blocks.
+        self.names = {n: program.fresh(program.types[n]) for n in sorted(program.blocked | program.free)}
         self._last: dict[str, str] = {}
         self._filters: dict[tuple[str, ...], str] = {}
 
@@ -43,6 +48,11 @@ class Layout(Writer):
     def fits(self, channels: int) -> bool:
         """Whether it is worth keeping so many channels in blocks."""
         return channels > 1 and self.up(channels) <= _WASTE * channels
+
+    def whole(self, tensor: str) -> bool:
+        """Whether its blocks take hardly more memory than it does itself."""
+        channels = self.program.types[tensor].shape[1]
+        return self.up(channels) <= _FILLED * channels
 
     def four(self, tensor: str) -> tuple[int, ...]:
         """Its shape as [N, C, H, W]; H is 1 for one spatial axis."""
@@ -67,7 +77,7 @@ class Layout(Writer):
             return self.blocked[tensor]
         dtype = self.program.types[tensor].dtype
         batch, channels, *space = self.four(tensor)
-        x = self.reshape(tensor, (batch, channels, *space))
+        x = self.reshape(self.plainly(tensor), (batch, channels, *space))
         if dtype != "float32":
             x = self.op("Cast", (x,), (batch, channels, *space), to=_FLOAT)
         if channels % 4:  # what the runtime asks for
@@ -80,20 +90,21 @@ class Layout(Writer):
 
     def plainly(self, tensor: str) -> str:
         """The tensor in the layout of the standard."""
+        name = self.names.get(tensor, tensor)
         if tensor in self.here or not tensor:
-            return tensor
+            return name
         kind = self.program.types[tensor]
         x, four = self.blocked[tensor], self.four(tensor)
         if kind.dtype != "float32":
             x = self.op("Cast", (x,), self.program.types[x].shape, to=_FLOAT)
         last = kind.dtype == "float32" and len(kind.shape) == 4
-        x = self.op("ReorderOutput", (x,), four, DOMAIN, output=tensor if last else "", channels=four[1])
+        x = self.op("ReorderOutput", (x,), four, DOMAIN, output=name if last else "", channels=four[1])
         if len(kind.shape) != 4:
-            x = self.reshape(x, kind.shape, tensor if kind.dtype == "float32" else "")
+            x = self.reshape(x, kind.shape, name if kind.dtype == "float32" else "")
         if kind.dtype != "float32":
-            self.op("Cast", (x,), kind.shape, output=tensor, dtype=kind.dtype, to=_BOOL)
+            self.op("Cast", (x,), kind.shape, output=name, dtype=kind.dtype, to=_BOOL)
         self.here.add(tensor)
-        return tensor
+        return name
 
     def channels_last(self, tensor: str) -> str:
         """The tensor as [N, H, W, C]."""
@@ -103,7 +114,7 @@ class Layout(Writer):
                 x, shape = self.blocked[tensor], (batch, *space, channels)
                 x = self.op("ReorderOutput", (x,), shape, DOMAIN, channels=channels, channels_last=1)
             else:
-                x = self.transpose(self.reshape(tensor, (batch, channels, *space)), 0, 2, 3, 1)
+                x = self.transpose(self.reshape(self.plainly(tensor), (batch, channels, *space)), 0, 2, 3, 1)
             self._last[tensor] = x
         return self._last[tensor]
 
@@ -121,6 +132,13 @@ class Layout(Writer):
         more = self.up(channels) - channels
         return self.once("vector", tensor, write=lambda: self.pad(self.reshape(tensor, (channels,)), (0, more)))
 
+    def plain_result(self, node: Node, tensor: str) -> bool:
+        """The result of a node is this tensor, reshaped, in the standard layout. Returns True, for the handlers."""
+        name = node.outputs[0]
+        self.reshape(tensor, self.program.types[name].shape, self.names.get(name, name))
+        self.here.add(name)
+        return True
+
     def result(self, node: Node, blocked: str, position: int = 0) -> bool:
         """The result of a node is this tensor in blocks. Returns True, for the handlers."""
         self.blocked[node.outputs[position]] = blocked
@@ -130,6 +148,7 @@ class Layout(Writer):
 def convert(program: Program, handlers: dict[str, Handler]) -> bool:
     """Write the program with the handlers' operators in blocks. A handler that declines leaves a node as it is."""
     if not program.block:
+        program.blocked = program.free = frozenset()
         return False
     layout = Layout(program)
     leaving = set(program.outputs)
@@ -144,12 +163,43 @@ def convert(program: Program, handlers: dict[str, Handler]) -> bool:
         if not done:
             if len(layout.nodes) != start:
                 raise EngineError(f"the handler of {node.op} wrote nodes and then declined {node.name!r}")
-            for name in node.inputs:
-                layout.plainly(name)
-            layout.nodes.append(node)
+            inputs = tuple(layout.plainly(name) for name in node.inputs)
+            outputs = tuple(layout.names.get(name, name) for name in node.outputs)
+            layout.nodes.append(replace(node, inputs=inputs, outputs=outputs))
             layout.here.update(node.outputs)
         for name in node.outputs:
-            if name in leaving:
+            if name in leaving and name not in layout.names:
                 layout.plainly(name)
     program.nodes = layout.nodes
-    return changed
+    return _hand_out(program, layout) or changed
+
+
+def _hand_out(program: Program, layout: Layout) -> bool:
+    """Give the blocks of what leaves in blocks its own name. Returns whether anything does."""
+    names: dict[str, str] = {}
+    blocked = {n for n in program.inputs if n in program.blocked}
+    for name in program.outputs:
+        if name not in layout.names or name in program.inputs:
+            continue
+        if name in program.blocked or (name in layout.blocked and layout.whole(name)):
+            made = layout.in_blocks(name)
+            blocked.add(name)
+        else:
+            made = layout.plainly(name)
+        if made in names or made in program.inputs or made in program.constants:
+            layout.op("Identity", (made,), program.types[made].shape, output=name)
+        else:
+            names[made] = name
+            program.types[name] = program.types[made]
+    for name in blocked:
+        if name in program.inputs:
+            batch, channels, *space = layout.four(name)
+            program.types[name] = TensorType("float32", (batch, layout.up(channels), *space))
+    program.nodes = [
+        replace(
+            n, inputs=tuple(names.get(i, i) for i in n.inputs), outputs=tuple(names.get(o, o) for o in n.outputs)
+        )
+        for n in layout.nodes
+    ]  # fmt: skip
+    program.blocked, program.free = frozenset(blocked), frozenset()
+    return bool(names or blocked)

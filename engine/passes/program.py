@@ -25,6 +25,10 @@ class Program:
     block: int = 0  # channels per block of the runtime's blocked layout, 0 for none
     threads: int = 1
     exact: frozenset[str] = frozenset()  # results that are to have the bits of the operator as it is written
+    #: Inputs that arrive, and outputs that must leave, in blocks; outputs that may. `blocked` is right for all of them
+    #: after the pass for the layout: `types` then gives their shape in blocks.
+    blocked: frozenset[str] = frozenset()
+    free: frozenset[str] = frozenset()
     _shared: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
     _count: int = 0
 

@@ -6,7 +6,7 @@ neither arrives, nor is a constant, nor is made, and every tensor has a type.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from ..errors import EngineError
 from ..graph import Array, Node, TensorType
@@ -50,16 +50,20 @@ def lower(
     block: int = 0,
     threads: int = 1,
     exact: frozenset[str] = frozenset(),
+    blocked: Collection[str] = (),
+    free: Collection[str] = (),
 ) -> Program:
     """The program that computes what `nodes` do, as the runtime is to run it.
 
     `types` covers what is known; the result has the type of every tensor that has one. `exact` tensors keep the bits
-    that their operators give as they are written. Raises EngineError when a pass
-    leaves something incomplete behind (a defect of this package).
+    that their operators give as they are written. `blocked` inputs arrive in blocks and `blocked` outputs leave so;
+    `free` outputs leave so where that is how they are made (the program's `blocked` says). Raises EngineError when a
+    pass leaves something incomplete behind (a defect of this package).
     """
     program = Program(
-        list(nodes), dict(types), dict(constants), tuple(inputs), tuple(outputs), opset, block, threads, exact
-    )
+        list(nodes), dict(types), dict(constants), tuple(inputs), tuple(outputs), opset, block, threads, exact,
+        frozenset(blocked), frozenset(free),
+    )  # fmt: skip
     for name, value in constants.items():
         program.types.setdefault(name, TensorType(value.dtype.name, value.shape))
     untyped = check(program, "the rules", None)
