@@ -6,7 +6,8 @@ pay for few. Needs `onnx`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -94,6 +95,7 @@ class Drafts:
         self._candidates = frozenset([*names, *running])
         self._quantized = quantizations(self.proto, names, self.name)
         self.adapters: list[Adapter] = []
+        self.graph = lru_cache(maxsize=16)(self._graph)
         graph, read = self.graph(self.static or self.batch)
         self.whole = mixes_samples(graph) or find_loss(loss).whole(graph, read)
         self.weights = [n for n in names if n in graph.constants]
@@ -114,11 +116,21 @@ class Drafts:
         if trainable == "all" and adapters is None:
             check_complete(graph)
         self.weights += [n for n in running if n in graph.constants]
+        self._forget()
+
+    def _forget(self) -> None:
+        """Keep nothing that depends on what is trained."""
         self.steps = lru_cache(maxsize=64)(self._steps)
         self.chain = lru_cache(maxsize=32)(self._chain)
 
-    @lru_cache(maxsize=16)  # noqa: B019  (lives as long as one call of compile)
-    def graph(self, micro_batch: int) -> tuple[Graph, str]:
+    def only(self, names: Collection[str]) -> Drafts:
+        """The same model with only some of its trained weights trained."""
+        other = copy(self)
+        other.trainable = [n for n in self.trainable if n in names]
+        other._forget()
+        return other
+
+    def _graph(self, micro_batch: int) -> tuple[Graph, str]:
         """The graph with its loss, and the model output that the loss reads."""
         graph = onnxio.to_graph(self.proto, micro_batch, self._candidates, self.name)
         spell_out(graph)

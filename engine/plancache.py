@@ -68,10 +68,17 @@ def _processor() -> list[str]:
 
 
 def key(model: bytes, wishes: Mapping[str, Any]) -> str:
-    """The name of the plan for a model and wishes (numbers, strings, lists and dicts of these)."""
-    told = msgspec.json.encode(wishes, order="deterministic", enc_hook=repr)
+    """The name of the plan for a model and wishes (numbers, strings, arrays, lists and dicts of these)."""
+    told = msgspec.json.encode(wishes, order="deterministic", enc_hook=_told)
     parts = (circumstances().encode(), hashlib.sha256(model).digest(), told)
     return hashlib.sha256(b"".join(hashlib.sha256(p).digest() for p in parts)).hexdigest()[:40]
+
+
+def _told(value: Any) -> Any:
+    """What JSON has no form for: arrays by their content."""
+    if hasattr(value, "tobytes"):
+        return [str(value.dtype), list(value.shape), hashlib.sha256(value.tobytes()).hexdigest()]
+    return repr(value)
 
 
 class PlanCache:

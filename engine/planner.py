@@ -20,7 +20,8 @@ from .errors import EngineError
 from .optimizers import check_optimizer, check_state
 from .plan import TrainingPlan
 from .plancache import PlanCache, key
-from .search import choose
+from .search import Search
+from .sparse import choose_sparse
 
 #: Precision -> levels, tried in this order.
 _LEVELS = {
@@ -50,6 +51,7 @@ def compile(
     reserve: int = 0,
     trial: bool | None = None,
     sizes: Mapping[str, Sequence[int]] | None = None,
+    samples: tuple[Any, Any] | None = None,
     cache: str | Path | None = None,
 ) -> TrainingPlan:
     """Plan the training of an ONNX inference model.
@@ -68,7 +70,9 @@ def compile(
     `hold_gradients`: keep all gradients of a step until the last is known, 4 bytes per trained weight: makes clipping
     by norm one pass instead of two, lets `Trainer.accumulate` work under a limit, and keeps all weights after a
     gradient that is not finite.
-    `trainable`: "all", "last", "last-3" (the last three layers), "bias", or a list of name patterns.
+    `trainable`: "all"; "auto" (all where that fits, else those that contribute most per byte, judged on `samples`, a
+    pair of inputs and targets as for `Trainer.step`, or on noise); "last", "last-3" (the last three layers); "bias"; or
+    a list of name patterns.
     `adapters`: train low-rank adapters instead of the weights they stand beside (`trainable` names what is trained as
     well): {"rank": 4, "alpha": 8.0, "target": patterns of weights (by default all that have more numbers than their
     adapter), "seed": 0}; exported models have them merged.
@@ -92,13 +96,15 @@ def compile(
     if optimizer_state != "auto":
         check_state(optimizer_state)
         levels = list(dict.fromkeys(replace(level, state=optimizer_state) for level in levels))
+    auto = trainable == "auto"
     drafts = Drafts(
-        model, loss, loss_options or {}, batch, optimizer, trainable, output, threads, sizes or {}, reserve,
-        hold_gradients, None if adapters is None else as_wish(adapters),
+        model, loss, loss_options or {}, batch, optimizer, "all" if auto else trainable, output, threads, sizes or {},
+        reserve, hold_gradients, None if adapters is None else as_wish(adapters),
     )  # fmt: skip
     micro_batches = drafts.micro_batches(micro_batch)
     measure = memory_limit is not None if trial is None else trial
-    return choose(drafts, levels, micro_batches, segments, memory_limit, measure)
+    search = Search(levels, micro_batches, segments, memory_limit, measure)
+    return choose_sparse(drafts, search, samples) if auto else search.choose(drafts)
 
 
 def _cached(model: str | Path | bytes, cache: PlanCache, wishes: dict[str, Any]) -> TrainingPlan:

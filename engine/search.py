@@ -88,28 +88,55 @@ def measured_plan(plan: TrainingPlan, trial: Trial, reserve: int) -> TrainingPla
     return plan
 
 
-def choose(
-    drafts: Drafts, levels: Sequence[Level], micro_batches: Sequence[int], segments: int | None, limit: int | None,
-    trial: bool,
-) -> TrainingPlan:  # fmt: skip
-    """The plan for the fastest way within a limit. Raises MemoryLimitError, ModelError."""
-    if limit is None:
-        ways = drafts.ways(micro_batches, segments, levels[0])
+class Search:
+    """The search for plans of one model within one limit; what trials teach serves the next search of it as well."""
+
+    def __init__(
+        self,
+        levels: Sequence[Level],
+        micro_batches: Sequence[int],
+        segments: int | None,
+        limit: int | None,
+        trial: bool,
+    ) -> None:
+        self.levels, self.micro_batches, self.segments = levels, micro_batches, segments
+        self.limit, self.trial = limit, trial
+        self._offset = 0
+
+    def find(self, drafts: Drafts) -> TrainingPlan | None:
+        """The plan for the fastest way within the limit; None where there is none. Raises ModelError."""
+        if self.limit is None:
+            return self._unlimited(drafts)
+        attempt = self._attempt(drafts, self.limit)
+        for level in self.levels:
+            plan = attempt.first_fitting(drafts.ways(self.micro_batches, self.segments, level))
+            self._offset = attempt.offset
+            if plan is not None:
+                return plan
+        return None
+
+    def choose(self, drafts: Drafts) -> TrainingPlan:
+        """As `find`; raises MemoryLimitError where there is none."""
+        plan = self.find(drafts)
+        if plan is not None:
+            return plan
+        assert self.limit is not None
+        ways = [w for level in self.levels for w in drafts.ways(self.micro_batches, self.segments, level)]
+        if not ways:
+            raise _uncut(drafts)
+        raise _too_small(self._attempt(drafts, self.limit), ways)
+
+    def _attempt(self, drafts: Drafts, limit: int) -> _Attempt:
+        attempt = _Attempt(drafts, limit, self.trial)
+        attempt.offset = self._offset
+        return attempt
+
+    def _unlimited(self, drafts: Drafts) -> TrainingPlan:
+        ways = drafts.ways(self.micro_batches, self.segments, self.levels[0])
         if not ways:
             raise _uncut(drafts)
         plan = drafts.plan(ways[0], drafts.footprint(ways[0]), None)
-        return measured_plan(plan, try_plan(plan), drafts.reserve) if trial else plan
-    attempt = _Attempt(drafts, limit, trial)
-    every: list[Way] = []
-    for level in levels:
-        ways = drafts.ways(micro_batches, segments, level)
-        fitting = attempt.first_fitting(ways)
-        if fitting is not None:
-            return fitting
-        every += ways
-    if not every:
-        raise _uncut(drafts)
-    raise _too_small(attempt, every)
+        return measured_plan(plan, try_plan(plan), drafts.reserve) if self.trial else plan
 
 
 def _uncut(drafts: Drafts) -> ModelError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,8 @@ from .plan import TrainingPlan, load_plan
 
 _STEPS = 4
 _SECONDS = 600
+#: By these the standard error of a child tells that memory ran out.
+_NO_MEMORY = ("MemoryLimitError", "MemoryError", "bad_alloc", "Failed to allocate memory")
 _INTERVAL = 0.001  # seconds between two looks at resident memory
 
 
@@ -45,7 +48,9 @@ def _child(*arguments: str) -> Trial:
     )  # fmt: skip
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
-        if "MemoryLimitError" in last[0] or "MemoryError" in last[0]:
+        # where an allocation fails inside the runtime's arena, the runtime may end the process itself
+        aborted = done.returncode == -signal.SIGABRT and "arena" in done.stderr
+        if aborted or any(phrase in done.stderr for phrase in _NO_MEMORY):
             raise MemoryLimitError(f"a trial run of the plan ran out of memory: {last[0]}")
         raise ExecutionError(f"a trial run of the plan failed: {last[0]}")
     return msgspec.json.decode(done.stdout, type=Trial)
