@@ -147,34 +147,44 @@ class Chain:
         return _undominated(found)
 
     def evenly(self, segments: int) -> list[Cutting]:
-        """The cutting into so many segments whose largest holds least; none where there are not so many nodes."""
-        end = len(self._graph.nodes)
+        """The cutting into so many segments that takes least memory; none where there are not so many nodes."""
         if segments == 1:
             return [self.whole]
-        points = [0, *self.points, end]
-        # largest[k][c]: the least that the largest of k segments up to c can hold, and where the last of them begins
-        largest: list[dict[int, tuple[int, int]]] = [{0: (0, 0)}]
-        for _ in range(segments):
-            row: dict[int, tuple[int, int]] = {}
+        points = [0, *self.points]
+        end = len(self._graph.nodes)
+        arenas = sorted({self.inside(a, b) for a in points for b in (*self.points, end) if a < b})
+        found: list[Cutting] = []
+        for arena in arenas[:: max(1, len(arenas) // _ARENAS)] + arenas[-1:]:
+            found += self._exactly(segments, points, end, arena)
+        return [min(found, key=lambda c: (c.exchange + c.arena, c.extra_seconds))] if found else []
+
+    def _exactly(self, segments: int, points: Sequence[int], end: int, arena: int) -> list[Cutting]:
+        """The cutting into so many segments within an arena that stores least, if there is one."""
+        # rows[k]: {c: (stored, exchange, place of the cut before)} after k cuts
+        rows: list[dict[int, tuple[int, int, int]]] = [{0: (0, 0, 0)}]
+        for _ in range(segments - 1):
+            row: dict[int, tuple[int, int, int]] = {}
             for index, position in enumerate(points[1:], 1):
                 options = [
-                    (max(largest[-1][p][0], self.inside(p, position)), p) for p in points[:index] if p in largest[-1]
-                ]
+                    (rows[-1][p][0] + self._stored[p, position],
+                     max(rows[-1][p][1], rows[-1][p][0] + self._around(p, position)), p)
+                    for p in points[:index] if p in rows[-1] and self.inside(p, position) <= arena
+                ]  # fmt: skip
                 if options:
                     row[position] = min(options)
-            largest.append(row)
-        if end not in largest[segments]:
+            rows.append(row)
+        last = [
+            (max(exchange, stored + self._around(position, end)), position)
+            for position, (stored, exchange, _) in rows[-1].items() if self.inside(position, end) <= arena
+        ]  # fmt: skip
+        if not last:
             return []
-        cuts = [end]
-        for k in range(segments, 1, -1):
-            cuts.insert(0, largest[k][cuts[0]][1])
-        cuts.pop()
-        stored, exchange = 0, 0
-        for begin, finish in zip([0, *cuts], [*cuts, end], strict=True):
-            exchange = max(exchange, stored + self._around(begin, finish))
-            stored += self._stored.get((begin, finish), 0)
-        again = self._time[cuts[-1]] - self._time[min(self._begin, cuts[-1])]
-        return [Cutting(tuple(cuts), exchange, largest[segments][end][0], again + 2 * len(cuts) * SESSION)]
+        exchange, position = min(last)
+        cuts = [position]
+        for k in range(segments - 1, 1, -1):
+            cuts.insert(0, rows[k][cuts[0]][2])
+        again = self._time[position] - self._time[min(self._begin, position)]
+        return [Cutting(tuple(cuts), exchange, arena, again + 2 * len(cuts) * SESSION)]
 
     def _within(self, points: Sequence[int], end: int, arena: int) -> list[Cutting]:
         """The cuttings whose segments fit the arena, one for every place of the last cut."""

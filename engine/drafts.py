@@ -26,7 +26,16 @@ from .cuts import Chain, Cutting
 from .differentiate import check_complete, check_supported
 from .errors import EngineError, ModelError, UnsupportedOperatorError
 from .exchange import arrange
-from .footprint import SESSION_BYTES, STEP_BYTES, Footprint, aligned_bytes, arena_resident, flat_bytes, session_bytes
+from .footprint import (
+    OPERATOR_BYTES,
+    SESSION_BYTES,
+    STEP_BYTES,
+    Footprint,
+    aligned_bytes,
+    arena_resident,
+    flat_bytes,
+    session_bytes,
+)
 from .graph import Builder, Graph
 from .layouts import samples_first
 from .loss import LABELS, LOSS, SAMPLE_WEIGHT, TARGETS, TEACHER, attach_loss, loss_options
@@ -37,7 +46,7 @@ from .plan import GRADIENT, VERSION, Description, StepInfo, Tensor, TrainingPlan
 from .rules import integer_remedy
 from .segments import write_steps
 from .slots import carriers, weight_names
-from .steps import Step
+from .steps import Step, shared_arena
 from .trial import measure_baseline
 from .weights import choose_trainable, quantizations
 
@@ -45,14 +54,18 @@ from .weights import choose_trainable, quantizations
 _BACKWARD = 2.0
 #: What arenas take of what the chain of cuts says.
 _ARENA_SHARE = 0.85
+#: Nodes of a step for one of the graph, in the plain layout and in the blocked one.
+_NODES = {False: 9, True: 14}
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """How exactly numbers are held: optimizer state, and what is stored for recomputation."""
+    """How numbers are held: optimizer state, what is stored for recomputation, the layout of convolutions."""
 
     state: str = "float32"
     checkpoints: str = "float32"
+    #: Whether convolutions may run in the runtime's blocked layout: faster, in more nodes and bytes.
+    blocked: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,22 +183,25 @@ class Drafts:
             found += [Way(size, c, level, calls * (once + c.extra_seconds)) for c in cuttings]
         return sorted(found, key=lambda w: (w.seconds, -w.micro_batch, len(w.cutting.cuts), w.cutting.cuts))
 
-    def _steps(self, micro_batch: int, cuts: tuple[int, ...], checkpoints: str) -> list[Step]:
+    def _steps(self, micro_batch: int, cuts: tuple[int, ...], level: Level) -> list[Step]:
         graph, _ = self.graph(micro_batch)
+        block = self.block if level.blocked else 0
         return write_steps(
-            graph, cuts, self.trainable, frozenset(self.weights), self.block, self.threads, checkpoints
+            graph, cuts, self.trainable, frozenset(self.weights), block, self.threads, level.checkpoints
         )  # fmt: skip
 
     def rough(self, way: Way) -> int:
         """Bytes of a way without writing its steps."""
         arena, exchange = round(way.cutting.arena * _ARENA_SHARE), way.cutting.exchange
-        return self._footprint(way, arena, exchange, []).total + 2 * len(way.cutting.cuts) * SESSION_BYTES
+        nodes = len(self.graph(way.micro_batch)[0].nodes) * _NODES[way.level.blocked]
+        sessions = OPERATOR_BYTES * nodes + 2 * len(way.cutting.cuts) * SESSION_BYTES
+        return self._footprint(way, arena, exchange, []).total + sessions
 
     def footprint(self, way: Way) -> Footprint:
         """Bytes of a way, its steps written."""
-        steps = self.steps(way.micro_batch, way.cutting.cuts, way.level.checkpoints)
-        arena = max((s.workspace for s in steps), default=0)
-        return self._footprint(way, arena, arrange(self.describe(way, None)).size, steps)
+        steps = self.steps(way.micro_batch, way.cutting.cuts, way.level)
+        info = self.describe(way, None)
+        return self._footprint(way, info.arena, arrange(info).size, steps)
 
     def _footprint(self, way: Way, arena: int, exchange: int, steps: Sequence[Step]) -> Footprint:
         graph, _ = self.graph(way.micro_batch)
@@ -208,7 +224,7 @@ class Drafts:
         """What a plan says of a way."""
         graph, output = self.graph(way.micro_batch)
         cuts = way.cutting.cuts
-        steps = self.steps(way.micro_batch, cuts, way.level.checkpoints)
+        steps = self.steps(way.micro_batch, cuts, way.level)
         targets = [n for n in (LABELS, TARGETS, TEACHER, SAMPLE_WEIGHT) if n in graph.inputs]
         classes = 0
         if LABELS in targets:
@@ -234,13 +250,13 @@ class Drafts:
             tuple(map(_info, steps)), adapters=tuple(self.adapters),
             optimizer_state=way.level.state, hold_gradients=self.hold_gradients, checkpoints=way.level.checkpoints,
             seconds=way.seconds, footprint=footprint or Footprint(), whole=self.whole,
-            cuts=cuts, nodes=len(graph.nodes),
+            cuts=cuts, nodes=len(graph.nodes), arena=shared_arena(steps),
             quantized=tuple(self._quantized[w] for w in self.weights if w in self._quantized),
         )  # fmt: skip
 
     def plan(self, way: Way, footprint: Footprint, limit: int | None) -> TrainingPlan:
         """The plan for a way."""
-        steps = self.steps(way.micro_batch, way.cutting.cuts, way.level.checkpoints)
+        steps = self.steps(way.micro_batch, way.cutting.cuts, way.level)
         info = self.describe(way, limit, footprint)
         probe = probe_model(info.block) if info.block else b""
         return TrainingPlan.of(info, [s.model for s in steps], self.data, probe)

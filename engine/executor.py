@@ -79,7 +79,7 @@ class Executor:
         for index, group in self.groups.items():
             begin = exchange.offsets[exchange.group_slot(index)]
             self._gradients[index] = self._buffer[begin : begin + 4 * group.size].view(np.float32)
-        open_arena(max((s.workspace for s in info.steps), default=0))
+        open_arena(info.arena)
         fixed: dict[str, Array] = {**self.weights, **self.inputs}
         self._bound = [
             self._bind(index, plan.step(index), info.threads, exchange, fixed, shapes, kinds)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 #: What the arena rounds every request up to, and how the executor's buffer aligns tensors, in bytes.
 ARENA_ROUNDING, ALIGNMENT = 256, 64
+#: An arena that is too small is made larger by this share of it.
+_STEPS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +40,26 @@ def last_uses(steps: Sequence[Iterable[str]]) -> dict[str, int]:
     return last
 
 
-class _Arena:
-    """An arena that gives out the smallest free piece that fits, the lowest of equal ones, and merges neighbours."""
+class _FullError(Exception):
+    """Nothing in the arena is large enough."""
 
-    def __init__(self) -> None:
+
+class _Arena:
+    """An arena that gives out the smallest free piece that fits, the lowest of equal ones, and merges neighbours.
+
+    Without a size it goes on for ever, and what lies beyond all that was given out is taken only when no free piece
+    before it fits. With one, the rest at its end is a free piece like any other: then it may be the smallest.
+    """
+
+    def __init__(self, size: int | None = None) -> None:
         self.reached = 0
         self.live = self.most_live = 0
+        self._endless = size is None
         self._free: dict[int, int] = {}  # offset: size
         self._ends: dict[int, int] = {}  # end: offset
         self._taken: dict[int, int] = {}
+        if size:
+            self._insert(0, size)
 
     def take(self, size: int) -> int:
         size = -(-max(size, 1) // ARENA_ROUNDING) * ARENA_ROUNDING
@@ -58,11 +71,13 @@ class _Arena:
             self._remove(offset)
             if length > size:
                 self._insert(offset + size, length - size)
-        else:  # a free piece at the end is part of what lies beyond
+        elif self._endless:  # a free piece at the end is part of what lies beyond
             offset = self._ends.get(self.reached, self.reached)
             if offset != self.reached:
                 self._remove(offset)
-            self.reached = offset + size
+        else:
+            raise _FullError
+        self.reached = max(self.reached, offset + size)
         self._taken[offset] = size
         return offset
 
@@ -87,17 +102,35 @@ class _Arena:
         return size
 
 
+def fits(works: Sequence[Work], sizes: Mapping[str, int], external: Collection[str], arena: int) -> bool:
+    """Whether a session that runs `works` in this order needs no more than an arena of so many bytes."""
+    try:
+        trace(works, sizes, external, arena)
+    except _FullError:
+        return False
+    return True
+
+
 def arena_bytes(works: Sequence[Work], sizes: Mapping[str, int], external: Collection[str]) -> int:
-    """How far into its arena a session reaches that runs `works` in this order, in bytes.
+    """An arena that is large enough for a session that runs `works` in this order, in bytes.
 
     `external` names (inputs, outputs, constants) lie elsewhere. Sizes are in bytes.
     """
-    return trace(works, sizes, external)[0]
+    size = trace(works, sizes, external)[0]
+    while not fits(works, sizes, external, size):
+        size += max(size // _STEPS, ARENA_ROUNDING)
+        size = -(-size // ARENA_ROUNDING) * ARENA_ROUNDING
+    return size
 
 
-def trace(works: Sequence[Work], sizes: Mapping[str, int], external: Collection[str]) -> tuple[int, list[int]]:
-    """As `arena_bytes`, with the bytes alive while each work runs."""
-    arena = _Arena()
+def trace(
+    works: Sequence[Work], sizes: Mapping[str, int], external: Collection[str], size: int | None = None
+) -> tuple[int, list[int]]:
+    """How far a session reaches into an arena of a size (or an endless one), and the bytes alive while each work runs.
+
+    Raises a private error when the arena is too small.
+    """
+    arena = _Arena(size)
     outside = set(external)
     owner: dict[str, str] = {}  # name: whose memory it is
     uses: dict[str, int] = {}

@@ -100,6 +100,7 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     checkpoints: str = "float32"  # how tensors are stored that are recomputed from: "float32" or "int8"
     seconds: float = 0.0  # of a step: measured in the trial run, else only good for comparing plans
     footprint: Footprint = Footprint()
+    arena: int = 0  # bytes of the arena that all sessions share
     cuts: tuple[int, ...] = ()  # where the model's nodes are cut into segments: the first node of each but the first
     nodes: int = 0  # of the model, its loss among them
     whole: str = ""  # why a batch must have exactly `batch` samples: what mixes them; empty where any number will do

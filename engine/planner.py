@@ -23,11 +23,15 @@ from .plancache import PlanCache, key
 from .search import Search
 from .sparse import choose_sparse
 
-#: Precision -> levels, tried in this order.
+#: Precision -> levels, tried in this order: exact before coded, and the fast layout before the small one.
 _LEVELS = {
-    "auto": [Level(), Level("dynamic8"), Level("dynamic8", "int8")],
-    "float32": [Level()],
-    "int8": [Level("dynamic8", "int8")],
+    "auto": [
+        *(Level(), Level(blocked=False)),
+        *(Level("dynamic8"), Level("dynamic8", blocked=False)),
+        *(Level("dynamic8", "int8"), Level("dynamic8", "int8", blocked=False)),
+    ],
+    "float32": [Level(), Level(blocked=False)],
+    "int8": [Level("dynamic8", "int8"), Level("dynamic8", "int8", blocked=False)],
 }
 
 

@@ -18,9 +18,8 @@ import onnxruntime as ort
 from .errors import EngineError, ExecutionError, MemoryLimitError, ModelError
 from .graph import Array
 
-#: What the shared arena has beyond its planned size (kernels' small change; never touched where it is not needed),
-#: and grows by when that was too little, in bytes.
-_SLACK, _GROWTH = 2**20, 2**20
+#: What the shared arena grows by when a plan's size for it was too small, in bytes.
+_GROWTH = 2**20
 #: Phrases by which the runtime says that memory ran out.
 _NO_MEMORY = ("bad_alloc", "Failed to allocate memory", "bad allocation", "std::length_error")
 
@@ -48,7 +47,7 @@ def open_arena(size: int) -> None:
     settings = {
         "max_mem": 0,
         "arena_extend_strategy": 0,  # regions of the sizes given here, instead of one for every request
-        "initial_chunk_size_bytes": size + size // 100 + _SLACK,
+        "initial_chunk_size_bytes": max(size, 1),
         "initial_growth_chunk_size_bytes": _GROWTH,
         "max_power_of_two_extend_bytes": _GROWTH,
         "max_dead_bytes_per_chunk": 1,  # no tensor takes more than it asked for

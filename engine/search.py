@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from .drafts import Drafts, Level, Way
-from .errors import MemoryLimitError, ModelError
+from .errors import ExecutionError, MemoryLimitError, ModelError
 from .footprint import Footprint
 from .memory import format_size
 from .plan import TrainingPlan
@@ -124,7 +124,28 @@ class Search:
         ways = [w for level in self.levels for w in drafts.ways(self.micro_batches, self.segments, level)]
         if not ways:
             raise _uncut(drafts)
-        raise _too_small(self._attempt(drafts, self.limit), ways)
+        return self._smallest(self._attempt(drafts, self.limit), ways)
+
+    def _smallest(self, attempt: _Attempt, ways: Sequence[Way]) -> TrainingPlan:
+        """The smallest plan, should it keep to the limit after all; else the error that says which limit it needs."""
+        drafts = attempt.drafts
+        seen: set[Way] = set()
+        while (way := min(ways, key=attempt.rough)) not in seen and len(seen) < _WRITTEN:
+            seen.add(way)
+            footprint = attempt.exact(way)  # each one written says more about those like it
+        smallest = footprint.total
+        if attempt.trial:
+            smallest, plan = _tried_smallest(drafts, way, footprint)
+            if smallest <= attempt.limit:
+                plan.info = msgspec.structs.replace(plan.info, memory_limit=attempt.limit)
+                return plan
+        fixed = footprint.baseline + footprint.reserve
+        raise MemoryLimitError(
+            f"{drafts.name}: training needs {format_size(smallest)} at least, the limit is "
+            f"{format_size(attempt.limit)} ({format_size(fixed)} of it is the process before it trains); raise the "
+            "limit, use a smaller batch, train fewer weights (`trainable`), or an optimizer with less state (sgd)",
+            smallest,
+        )
 
     def _attempt(self, drafts: Drafts, limit: int) -> _Attempt:
         attempt = _Attempt(drafts, limit, self.trial)
@@ -143,38 +164,18 @@ def _uncut(drafts: Drafts) -> ModelError:
     return ModelError(f"{drafts.name}: cannot be cut as asked; leave `segments` to the planner")
 
 
-def _too_small(attempt: _Attempt, ways: Sequence[Way]) -> MemoryLimitError:
-    """The error that names the smallest limit that would do."""
-    drafts = attempt.drafts
-    smallest, way, footprint = 0, ways[0], attempt.exact(ways[0])
-    for _ in range(_TRIED):  # each one written says more about those like it
-        way = min(ways, key=attempt.rough)
-        footprint = attempt.exact(way)
-        if footprint.total == smallest:
-            break
-        smallest = footprint.total
-    if attempt.trial:
-        smallest = _tried_smallest(drafts, way, footprint)
-    fixed = footprint.baseline + footprint.reserve
-    return MemoryLimitError(
-        f"{drafts.name}: training needs {format_size(smallest)} at least, the limit is {format_size(attempt.limit)} "
-        f"({format_size(fixed)} of it is the process before it trains); raise the limit, use a smaller batch, train "
-        "fewer weights (`trainable`) or choose an optimizer with less state (sgd)",
-        smallest,
-    )
-
-
-def _tried_smallest(drafts: Drafts, way: Way, footprint: Footprint) -> int:
-    """The smallest limit, in small steps, under which a trial run of a way passes."""
+def _tried_smallest(drafts: Drafts, way: Way, footprint: Footprint) -> tuple[int, TrainingPlan]:
+    """The smallest limit, in small steps, under which a trial run of a way passes; and the plan with its figures."""
     plan = drafts.plan(way, footprint, None)
     limit = try_plan(plan).peak + drafts.reserve + MARGIN_BYTES
     for _ in range(_RAISES):
         try:
-            peak = try_plan(plan, limit - drafts.reserve).peak + drafts.reserve
+            trial = try_plan(plan, limit - drafts.reserve)
         except MemoryLimitError:
             limit += _RAISE_BYTES
             continue
-        if peak + MARGIN_BYTES <= limit:
-            break
-        limit = peak + MARGIN_BYTES
-    return limit
+        needed = trial.peak + drafts.reserve + MARGIN_BYTES
+        if needed <= limit:
+            return limit, measured_plan(plan, trial, drafts.reserve)
+        limit = needed
+    raise ExecutionError(f"{drafts.name}: no trial run of its smallest plan keeps to a limit")

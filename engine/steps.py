@@ -13,7 +13,7 @@ from . import onnxio
 from .costs import SESSION, total_seconds
 from .graph import Array, Graph, Node, TensorType
 from .kernels import work
-from .lifetimes import trace
+from .lifetimes import ARENA_ROUNDING, Work, arena_bytes, fits, trace
 from .passes import lower
 from .plan import GRADIENT
 from .rules import QUANTIZERS
@@ -28,7 +28,7 @@ class Step:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     model: bytes
-    #: How far the session reaches into its arena, in bytes: what it allocates beyond what it reads and writes.
+    #: The smallest arena for the session, in bytes: what it allocates beyond what it reads and writes.
     workspace: int
     #: Bytes alive in the arena while each node runs.
     alive: tuple[int, ...]
@@ -37,6 +37,14 @@ class Step:
     seconds: float
     #: Types of all that is read or written.
     kinds: tuple[tuple[str, TensorType], ...]
+    #: Its nodes as far as memory is concerned, the bytes of its tensors, and the names of those that lie elsewhere.
+    works: tuple[Work, ...]
+    sizes: Mapping[str, int]
+    external: frozenset[str]
+
+    def fits(self, arena: int) -> bool:
+        """Whether the session runs in an arena of so many bytes."""
+        return fits(self.works, self.sizes, self.external, arena)
 
 
 @dataclass(slots=True)
@@ -88,12 +96,12 @@ class StepWriter:
         model = onnxio.to_bytes(program.nodes, arguments, results, program.constants, self.graph.opset)
         sizes = {n: t.nbytes for n, t in program.types.items()}
         external = {*reads, *outputs, *program.constants}
-        works = [work(n, program.types, self.threads) for n in program.nodes]
-        workspace, alive = trace(works, sizes, external)
+        works = tuple(work(n, program.types, self.threads) for n in program.nodes)
         kinds = tuple((n, program.types[n]) for n in (*reads, *outputs))
         return Step(
-            kind, segment, tuple(reads), tuple(outputs), model, workspace, tuple(alive), len(program.nodes),
-            SESSION + total_seconds(program.nodes, program.types), kinds,
+            kind, segment, tuple(reads), tuple(outputs), model, arena_bytes(works, sizes, external),
+            tuple(trace(works, sizes, external)[1]), len(program.nodes),
+            SESSION + total_seconds(program.nodes, program.types), kinds, works, sizes, frozenset(external),
         )  # fmt: skip
 
 
@@ -112,3 +120,11 @@ def _needed(nodes: Sequence[Node], outputs: Mapping[str, str]) -> list[Node]:
             kept.append(node)
             alive.update(i for i in node.inputs if i)
     return kept[::-1]
+
+
+def shared_arena(steps: Sequence[Step]) -> int:
+    """An arena that is large enough for every one of these, in bytes."""
+    size = max((s.workspace for s in steps), default=0)
+    while not all(s.fits(size) for s in steps):  # more room may be worse: other pieces become the smallest that fit
+        size += ARENA_ROUNDING * max(1, size // (64 * ARENA_ROUNDING))
+    return size

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sanderling.engine import Trainer, compile, models, planner, search
+from sanderling.engine import Trainer, compile, models, search
 from sanderling.engine.plancache import PlanCache, circumstances, default_folder, key
 
 
@@ -17,13 +17,13 @@ from sanderling.engine.plancache import PlanCache, circumstances, default_folder
 def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one with every plan that is really made."""
     calls: list[int] = []
-    choose = search.choose
+    choose = search.Search.choose
 
     def counted(*arguments: Any) -> Any:
         calls.append(1)
         return choose(*arguments)
 
-    monkeypatch.setattr(planner, "choose", counted)
+    monkeypatch.setattr(search.Search, "choose", counted)
     return calls
 
 
