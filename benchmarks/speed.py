@@ -8,7 +8,7 @@ exported model has (where the exporter folds them into a convolution the work is
 `--peers` also onnxruntime-training 1.19.2 and onnxsim's training, each in an environment of its own that is made under
 the cache directory. Every measurement is a fresh process; rounds alternate between the kinds, and medians over the
 rounds are reported, so that a machine that slows down slows everybody. Every kind reports the loss of its first step:
-one that disagrees with PyTorch's is an error, because it would measure other work.
+ours has to be PyTorch's, and a peer whose loss differs does other work (`other_work`) and gets no ratio.
 
 `step_ms` is the median step, `cpu_ms` the processor time per step of the best round (what to compare on a machine that
 does other work as well); `first_s` goes from the start of the process to the end of the first step, imports
@@ -153,12 +153,15 @@ def compare(case: Case, folder: Path, pythons: dict[str, str], optimizer: str, o
                 rounds[kind].append(measure(kind, python, optimizer, options.threads, options.seconds, folder))
     result: dict[str, Any] = {kind: summary(r) for kind, r in rounds.items()}
     reference = rounds["pytorch"][0]["loss"]
-    for kind, measured in result.items():
+    for kind, measured in list(result.items()):
         if "step_ms" not in measured:
             continue
         loss = rounds[kind][0]["loss"]
         if not math.isclose(loss, reference, rel_tol=1e-3):
-            raise SystemExit(f"{case.name}: the first loss of {kind} is {loss}, PyTorch's is {reference}")
+            if kind == "ours":
+                raise SystemExit(f"{case.name}: the first loss of {kind} is {loss}, PyTorch's is {reference}")
+            result[kind] = {"other_work": f"its first loss is {loss}, PyTorch's is {reference}", **measured}
+            continue
         if kind != "ours" and "step_ms" in result["ours"]:
             measured["ratio"] = round(result["ours"]["step_ms"] / measured["step_ms"], 3)
             measured["first_ratio"] = round(result["ours"]["first_s"] / measured["first_s"], 3)
