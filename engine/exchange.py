@@ -51,6 +51,8 @@ class Exchange:
     readers: dict[tuple[int, str], str] = field(default_factory=dict)
     #: (step, name): the slot of the other summand: of the sum so far, for a later part.
     parts: dict[tuple[int, str], str] = field(default_factory=dict)
+    #: {slot: its bytes, and the first and the last step that need it}.
+    spans: dict[str, Span] = field(default_factory=dict)
 
     @staticmethod
     def group_slot(step: int) -> str:
@@ -102,5 +104,6 @@ def arrange(info: Description) -> Exchange:
         for name in step.reads:
             if name in begun:
                 result.readers[index, name] = name
+    result.spans = spans
     result.offsets, result.size = place(spans)
     return result

@@ -9,7 +9,7 @@ group is complete, and their place is used again after that.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +73,8 @@ class Executor:
             self.weights[name][...] = value
         self.inputs: dict[str, Array] = {t.name: np.zeros(t.shape, t.dtype) for t in (*info.inputs, *info.targets)}
         self._loss = np.zeros((), np.float32)
+        #: Told the number of a session when it begins (True) and when it has ended (False).
+        self.watch: Callable[[int, bool], None] | None = None
         self._updates: dict[str, FloatArray] = {}
         self._buffer = np.zeros(exchange.size, np.uint8)
         self._gradients: dict[int, FloatArray] = {}
@@ -141,10 +143,14 @@ class Executor:
         gradient array is valid until the next item is asked for. Raises MemoryLimitError, ExecutionError.
         """
         for index, (bound, step) in enumerate(zip(self._bound, self._steps, strict=True)):
+            if self.watch is not None:
+                self.watch(index, True)
             try:
                 bound.session.run_with_iobinding(bound.binding)
             except Exception as error:  # the runtime's exception classes share no base
                 raise translate(error, f"running step {index} of the plan") from error
+            if self.watch is not None:
+                self.watch(index, False)
             for total, part in bound.additions:
                 total += part
             for gap in bound.gaps:

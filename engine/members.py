@@ -25,6 +25,15 @@ def step_name(index: int) -> str:
     return f"step{index:04}.onnx"
 
 
+def data_offset(file: int, info: zipfile.ZipInfo) -> int:
+    """Where the bytes of a member begin in the archive that is open as `file` (a descriptor). Raises OSError."""
+    header = os.pread(file, _LOCAL_HEADER, info.header_offset)
+    if len(header) < _LOCAL_HEADER:
+        raise OSError(None, "the archive ends before its members do")
+    name, extra = struct.unpack_from("<HH", header, _LENGTHS_AT)
+    return info.header_offset + _LOCAL_HEADER + int(name) + int(extra)
+
+
 class Members(Protocol):
     """Bytes by name."""
 
@@ -79,8 +88,7 @@ class InFile:
         info = self._archive.getinfo(name)
         if info.compress_type != zipfile.ZIP_STORED or info.file_size == 0:
             return memoryview(self.read(name))
-        header = os.pread(self._file.fileno(), _LOCAL_HEADER, info.header_offset)
-        begin = info.header_offset + _LOCAL_HEADER + sum(struct.unpack_from("<HH", header, _LENGTHS_AT))
+        begin = data_offset(self._file.fileno(), info)
         aligned = begin - begin % mmap.ALLOCATIONGRANULARITY
         size = begin - aligned + info.file_size
         mapped = mmap.mmap(self._file.fileno(), size, access=mmap.ACCESS_READ, offset=aligned)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,10 @@ class Trainer:
     def state_bytes(self) -> int:
         """Bytes of the optimizer's running means."""
         return sum(state.nbytes for state in self._states.values())
+
+    def watch(self, watch: Callable[[int, bool], None] | None) -> None:
+        """Have sessions reported: their number when they begin (True) and when they have ended (False)."""
+        self._executor.watch = watch
 
     def gradients(self, inputs: Inputs, targets: Targets | None = None) -> tuple[float, dict[str, FloatArray]]:
         """The mean loss of a batch and its gradient for every trained weight. Changes nothing.

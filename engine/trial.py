@@ -6,7 +6,6 @@ with a limit is tried under that limit as a hard one, so that what passes here p
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -17,6 +16,7 @@ import threading
 import time
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -26,6 +26,9 @@ from .graph import Array
 from .memory import LEAN_ENVIRONMENT, enforce_limit, peak_resident_bytes, resident_bytes
 from .plan import TrainingPlan, load_plan
 
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
 _STEPS = 4
 _SECONDS = 600
 #: By these the standard error of a child tells that memory ran out.
@@ -34,11 +37,18 @@ _INTERVAL = 0.001  # seconds between two looks at resident memory
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """What a trial run measured: the peak in bytes, seconds of a step, and [seconds, bytes] over the first steps."""
+    """What a trial run measured: the peak in bytes, and seconds of a step.
+
+    With a curve: [seconds, resident bytes] from before the trainer was made, and for the first step, by the same
+    clock, [seconds, session, whether it began or ended]; `began` and `ended` are the step's own times.
+    """
 
     peak: int
     seconds: float
     curve: list[tuple[float, int]] = []
+    sessions: list[tuple[float, int, bool]] = []
+    began: float = 0.0
+    ended: float = 0.0
 
 
 def _child(*arguments: str) -> Trial:
@@ -84,11 +94,13 @@ def measure_peak(plan: TrainingPlan) -> int:
     return try_plan(plan).peak
 
 
-def run_steps(plan: TrainingPlan, steps: int = _STEPS) -> list[float]:
-    """Take steps on noise, with a learning rate of zero; the seconds of each."""
+def run_steps(plan: TrainingPlan, steps: int = _STEPS, watch: _Watch | None = None) -> list[float]:
+    """Take steps on noise, with a learning rate of zero; the seconds of each. `watch` is told of the first."""
     from .trainer import Trainer
 
     trainer = Trainer(plan, learning_rate=0.0)
+    if watch is not None:
+        watch.follow(trainer)
     batch = plan.info.batch
     inputs = {
         t.name: np.zeros((batch, *t.shape[1:]), t.dtype) if t.dtype.startswith(("int", "uint", "bool"))
@@ -104,6 +116,8 @@ def run_steps(plan: TrainingPlan, steps: int = _STEPS) -> list[float]:
         start = time.perf_counter()
         trainer.step(inputs, targets)
         times.append(time.perf_counter() - start)
+        if watch is not None:
+            watch.leave(trainer)
     return times
 
 
@@ -119,6 +133,9 @@ class _Watch:
 
     def __init__(self) -> None:
         self.curve: list[tuple[float, int]] = []
+        self.sessions: list[tuple[float, int, bool]] = []
+        self.began = self.ended = 0.0
+        self._start = time.perf_counter()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._look)
 
@@ -130,25 +147,36 @@ class _Watch:
         self._done.set()
         self._thread.join()
 
+    def _now(self) -> float:
+        return round(time.perf_counter() - self._start, 6)
+
     def _look(self) -> None:
-        start = time.perf_counter()
         while not self._done.wait(_INTERVAL):
-            self.curve.append((round(time.perf_counter() - start, 4), resident_bytes()))
+            self.curve.append((self._now(), resident_bytes()))
+
+    def follow(self, trainer: Trainer) -> None:
+        """The first step is about to begin."""
+        trainer.watch(lambda index, begins: self.sessions.append((self._now(), index, begins)))
+        self.began = self._now()
+
+    def leave(self, trainer: Trainer) -> None:
+        """A step has ended."""
+        trainer.watch(None)
+        self.ended = self.ended or self._now()
 
 
 def main(arguments: list[str]) -> None:
     """Child: `baseline MODEL`, or `plan PATH LIMIT CURVE`."""
     from . import runtime, trainer
 
-    seconds, curve = 0.0, []
+    seconds, watch = 0.0, _Watch()
     if arguments[0] == "plan":
         if limit := int(arguments[2]):
             enforce_limit(limit)
         plan = load_plan(arguments[1])
         if int(arguments[3]):
-            with _Watch() as watch:
-                times = run_steps(plan)
-            curve = watch.curve
+            with watch:
+                times = run_steps(plan, watch=watch)
         else:
             times = run_steps(plan)
         seconds = min(times[1:])
@@ -156,7 +184,8 @@ def main(arguments: list[str]) -> None:
         runtime.open_arena(2**20)
         runtime.step_session(Path(arguments[1]).read_bytes()).run(None, {})
         assert trainer  # imported for its weight
-    print(json.dumps({"peak": peak_resident_bytes(), "seconds": seconds, "curve": curve}))
+    found = Trial(peak_resident_bytes(), seconds, watch.curve, watch.sessions, watch.began, watch.ended)
+    sys.stdout.buffer.write(msgspec.json.encode(found))
 
 
 if __name__ == "__main__":
