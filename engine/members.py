@@ -12,6 +12,7 @@ import mmap
 import os
 import struct
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -43,6 +44,9 @@ class Members(Protocol):
     def view(self, name: str) -> memoryview:
         """A member without a copy of it, for as long as the view is kept. Raises KeyError."""
 
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """A member in pieces, so that little of it is in memory at once. Raises KeyError."""
+
 
 class InMemory:
     """Members that were just made."""
@@ -57,6 +61,10 @@ class InMemory:
     def view(self, name: str) -> memoryview:
         """The member itself."""
         return memoryview(self._members[name])
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The member itself."""
+        yield self._members[name]
 
 
 class InFile:
@@ -75,9 +83,14 @@ class InFile:
 
     def check(self, name: str) -> None:
         """Read a member in pieces and compare its checksum. Raises zipfile.BadZipFile, KeyError."""
+        for _ in self.pieces(name):
+            pass
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """A member as it is read from the file."""
         with self._archive.open(name) as member:
-            while member.read(_PIECE):
-                pass
+            while piece := member.read(_PIECE):
+                yield piece
 
     def read(self, name: str) -> bytes:
         """A copy of a member."""

@@ -190,7 +190,8 @@ class TrainingPlan:
         for name in (PROBE, *(step_name(i) for i in range(len(self.info.steps)))):
             archive.writestr(name, self.members.read(name))
         with archive.open(MODEL, "w", force_zip64=True) as member:
-            member.write(self.view_model())
+            for piece in self.members.pieces(MODEL):
+                member.write(piece)
 
 
 def read_plan(archive: zipfile.ZipFile, name: str) -> TrainingPlan:

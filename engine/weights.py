@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FloatArray = npt.NDArray[np.float32]
 
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW = 7, 5, 1, 2, 8, 9
+_PIECE = 1 << 16
 _LAST = re.compile("last(?:-([1-9][0-9]{0,5}))?")
 #: Element types of weights, by their number in ONNX.
 KINDS = {1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32"}
@@ -207,8 +208,14 @@ def check_weights(given: Mapping[str, FloatArray], shapes: Mapping[str, tuple[in
         array = np.asarray(value)
         if array.shape != tuple(shapes[name]):
             raise DataError(f"weight {name!r} has shape {list(shapes[name])}, given {list(array.shape)}")
-        if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+        if array.dtype.kind not in "fiu" or not _finite(array):
             raise DataError(f"weight {name!r}: the values given are not finite numbers")
+
+
+def _finite(array: npt.NDArray[Any]) -> bool:
+    """Whether all numbers are finite, looked at in pieces so that little memory is needed."""
+    flat = array.reshape(-1)
+    return all(np.isfinite(flat[i : i + _PIECE]).all() for i in range(0, flat.size, _PIECE))
 
 
 def patched(
