@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 #: Operators with a layout, and what `layout` 1 says of inputs and outputs: the order that leads to layout 0, or back.
 _LAYERS = ("LSTM", "GRU", "RNN")
@@ -41,6 +42,30 @@ def steps_first(proto: onnx.ModelProto) -> None:
     copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
     del proto.graph.node[:]
     proto.graph.node.extend(copies)
+
+
+def states_once(proto: onnx.ModelProto) -> None:
+    """Make a constant initial state [D, N, H] that is the same for N samples, and not zero, one for all, in place.
+
+    With a fixed batch an exporter writes a learned state [D, 1, H] out like that; kept so, each sample would learn its
+    own.
+    """
+    tensors = {t.name: t for t in proto.graph.initializer}
+    for node in proto.graph.node:
+        for position in (5, 6) if node.op_type == "LSTM" else (5,) if node.op_type in _LAYERS else ():
+            name = node.input[position] if position < len(node.input) else ""
+            if name not in tensors or len(tensors[name].dims) != 3 or tensors[name].dims[1] < 2:
+                continue
+            value = numpy_helper.to_array(tensors.pop(name))
+            if not value.any() or (value != value[:, :1]).any():
+                continue
+            sizes, wide = f"{name}/sizes", f"{name}/samples"
+            for tensor in proto.graph.initializer:
+                if tensor.name == name:
+                    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value[:, :1]), name))
+            _rename(proto, name, wide, reads=True)
+            proto.graph.initializer.append(numpy_helper.from_array(np.array(value.shape, np.int64), sizes))
+            proto.graph.node.insert(0, helper.make_node("Expand", [name, sizes], [wide], name=f"{wide}/expand"))
 
 
 def samples_first(proto: onnx.ModelProto) -> list[str]:

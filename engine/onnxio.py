@@ -20,7 +20,7 @@ from .contrib import MICROSOFT
 from .errors import ModelError, UnsupportedOperatorError
 from .folding import Folding, attribute, types_of
 from .graph import OURS, Array, Body, Graph, Node, TensorType
-from .layouts import steps_first
+from .layouts import states_once, steps_first
 from .spellings import read_spellings
 
 #: The lowest opset that emitted graphs use; models below it are converted. 18 made axes of all reductions inputs.
@@ -94,6 +94,7 @@ def normalize(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
     result.graph.input.extend(inputs)
     result.ir_version = min(max(result.ir_version, 8), IR_VERSION)
     steps_first(result)
+    states_once(result)
     return result
 
 

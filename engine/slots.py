@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import ModelError
 from .weights import KINDS, quantizations
 
 if TYPE_CHECKING:
@@ -49,8 +48,7 @@ def weight_names(proto: onnx.ModelProto, named: Sequence[str] = ()) -> list[str]
     """The weights of a normalized model, in the order of the file.
 
     `named`: float32 constants that count as weights wherever they are (a learned number, a mask). An initial state of
-    a recurrent layer is a weight where it is not zero and the same for all samples. Raises ModelError for one that the
-    exporter has repeated for every sample, so that it can no longer be learned.
+    a recurrent layer is a weight where it is not zero and the same for all samples.
     """
     tensors = {t.name: t for t in proto.graph.initializer}
     kinds = {name: KINDS.get(t.data_type, "") for name, t in tensors.items()}
@@ -74,7 +72,7 @@ def weight_names(proto: onnx.ModelProto, named: Sequence[str] = ()) -> list[str]
                     continue
                 if node.op_type == "Concat" and _uniform(tensors[name]):
                     continue  # padding
-                if slot not in _STATES.get(node.op_type, ()) or _learned_state(node, tensors[name], name == given):
+                if slot not in _STATES.get(node.op_type, ()) or _learned_state(tensors[name], name == given):
                     found.add(name)
     known = quantizations(proto, found - {n for n in found if kinds[n] == "float32"})
     return [name for name in sizes if name in found and (kinds[name] == "float32" or name in known)]
@@ -103,20 +101,11 @@ def _uniform(tensor: onnx.TensorProto) -> bool:
     return size == 0 or tensor.raw_data == tensor.raw_data[:size] * (len(tensor.raw_data) // size)
 
 
-def _learned_state(node: onnx.NodeProto, tensor: onnx.TensorProto, direct: bool) -> bool:
+def _learned_state(tensor: onnx.TensorProto, direct: bool) -> bool:
     """Whether a constant that becomes an initial state [D, N, H] was learned."""
     values = np.frombuffer(tensor.raw_data, "<f4") if KINDS[tensor.data_type] == "float32" else np.zeros(1)
-    if not values.any() or values.size == 1:
-        return False
-    states = values.reshape(tensor.dims)
-    if not direct or states.shape[1] == 1:
-        return True
-    if (states == states[:, :1]).all():
-        raise ModelError(
-            f"the initial state {tensor.name!r} of {node.op_type} (node {node.name!r}) is written out for "
-            f"{states.shape[1]} samples, so that it cannot be trained; export the model with a free batch dimension"
-        )
-    return False
+    # states that differ between samples are data; equal ones were made one by `layouts.states_once`
+    return bool(values.any()) and values.size > 1 and (not direct or tensor.dims[1] == 1)
 
 
 def carriers(nodes: Iterable[Node], weights: Iterable[str]) -> dict[str, set[str]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sanderling.engine import ModelError, Trainer, UnsupportedOperatorError, compile, onnxio
+from sanderling.engine import Trainer, UnsupportedOperatorError, compile, onnxio
 from sanderling.engine.checker import pull_back
 from sanderling.engine.graph import Array, Builder, Node, TensorType
 from sanderling.engine.runtime import run_once
@@ -311,10 +311,17 @@ def test_weights_behind_slices_and_learned_states_are_found(kind: str) -> None:
         np.testing.assert_allclose(given[name], slope, atol=1e-4 * np.abs(slope).max(), err_msg=name)
 
 
-def test_an_initial_state_written_out_for_every_sample_is_refused() -> None:
-    data = export(Net("GRU", learned=True), False, True)
-    with pytest.raises(ModelError, match=r"written out for 3 samples.*free batch"):
-        compile(data, batch=N)
+def test_an_initial_state_written_out_for_every_sample_is_one_weight() -> None:
+    torch.manual_seed(4)
+    net = Net("GRU", learned=True)
+    rng = np.random.default_rng(2)
+    x, y = rng.standard_normal((N, T, WIDTH)).astype(np.float32), rng.integers(0, 3, N)
+    torch.nn.functional.cross_entropy(net(torch.tensor(x)), torch.tensor(y)).backward()
+    trainer = Trainer(compile(export(net, False, True), batch=N))
+    _, given = trainer.gradients(x, y)
+    value = net.h0.detach().numpy()
+    found = next(g for n, g in given.items() if np.array_equal(trainer.weights()[n], value))
+    np.testing.assert_allclose(found, net.h0.grad.numpy(), atol=1e-6)
 
 
 class Packed(torch.nn.Module):  # type: ignore[misc, name-defined]
