@@ -22,6 +22,9 @@ OURS = "sanderling"
 #: (x, dY) to dW of a convolution, of the attribute `shape`. The other attributes are those of Conv, but `pads` behind
 #: are negative where no window reaches the end.
 FILTER_GRADIENT = "ConvFilterGradient"
+#: (x, y, dY) to dX of a MaxPool, of the attribute `shape`. The other attributes are those of MaxPool, and what it pads,
+#: `before` and `behind` (negative where no window reaches the end).
+MAX_POOL_GRADIENT = "MaxPoolGradient"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..graph import FILTER_GRADIENT, Node
-from . import convolutions, followers
+from ..graph import FILTER_GRADIENT, MAX_POOL_GRADIENT, Node
+from . import convolutions, followers, maxima
 from .geometry import geometry
 from .layout import Handler, Layout, convert
 from .program import Program
@@ -33,6 +33,7 @@ ANCHORS: dict[str, Handler] = {
     "ReduceSum": followers.total,
     "ReduceMean": followers.total,
     "AveragePool": followers.pool,
+    MAX_POOL_GRADIENT: maxima.in_blocks,
 }
 #: Follow the layout of what they read.
 FOLLOWERS: dict[str, Handler] = {

@@ -130,7 +130,11 @@ def input_gradient(lay: Layout, node: Node) -> bool:
                 pads=[upper.before, lower.before, upper.behind, lower.behind],
             )  # fmt: skip
             rows[-1].append(part)
-    return lay.result(node, _interleaved(lay, rows, z, counts) if strided else rows[0][0])
+    if not strided:
+        return lay.result(node, rows[0][0])
+    lines = z.batch * (lay.up(z.inputs) // lay.block)
+    whole = interleaved(lay, rows, lines, counts, z.stride, (0, 0), z.length)
+    return lay.result(node, lay.reshape(whole, (z.batch, lay.up(z.inputs), *z.length)))
 
 
 class _Phase:
@@ -153,30 +157,37 @@ def _phases(z: Geometry, axis: int) -> list[_Phase]:
     return [_Phase(z, axis, first) for first in range(z.stride[axis])]
 
 
-def _interleaved(lay: Layout, rows: list[list[str]], z: Geometry, counts: tuple[int, ...]) -> str:
-    """One tensor from its phases, those that no tap meets ("") being zero."""
+def interleaved(
+    lay: Layout, rows: list[list[str]], lines: int, counts: tuple[int, ...], stride: tuple[int, ...],
+    first: tuple[int, ...], length: tuple[int, ...],
+) -> str:  # fmt: skip
+    """[lines, length, B] from its phases of [lines, counts, B], those that nothing reaches ("") being zero.
+
+    `first` places of the phases put together come before the result.
+    """
     height, width = counts
-    lines = z.batch * (lay.up(z.inputs) // lay.block) * height
+    places, block = lines * height * width, lay.block
     zero = ""
     if any("" in row for row in rows):
-        zero = lay.op("Expand", (lay.constant(_ZERO), lay.ints(lines * width, lay.block)), (lines * width, lay.block))
+        zero = lay.op("Expand", (lay.constant(_ZERO), lay.ints(places, block)), (places, block))
     stacked = []
     for row in rows:
-        parts = [lay.reshape(part, (lines * width, lay.block)) if part else zero for part in row]
+        parts = [lay.reshape(part, (places, block)) if part else zero for part in row]
         joined = parts[0]
         if len(parts) > 1:
-            joined = lay.op("Concat", tuple(parts), (lines * width, len(parts) * lay.block), axis=1)
-        stacked.append(lay.reshape(joined, (lines, width * len(parts) * lay.block)))
-    across, down = z.stride[1], z.stride[0]
+            joined = lay.op("Concat", tuple(parts), (places, len(parts) * block), axis=1)
+        stacked.append(lay.reshape(joined, (lines * height, width * len(parts) * block)))
+    down, across = stride
     whole = stacked[0]
     if down > 1:
-        whole = lay.op("Concat", tuple(stacked), (lines, down * across * width * lay.block), axis=1)
-    if (height * down, width * across) != z.length:
-        whole = lay.reshape(whole, (lines // height, height * down, width * across * lay.block))
-        ends = (z.length[0], z.length[1] * lay.block)
-        arguments = (whole, lay.ints(0, 0), lay.ints(*ends), lay.ints(1, 2))
-        whole = lay.op("Slice", arguments, (lines // height, *ends))
-    return lay.reshape(whole, (z.batch, lay.up(z.inputs), *z.length))
+        whole = lay.op("Concat", tuple(stacked), (lines * height, down * across * width * block), axis=1)
+    if (height * down, width * across) != tuple(length):
+        whole = lay.reshape(whole, (lines, height * down, width * across * block))
+        starts = (first[0], first[1] * block)
+        ends = (first[0] + length[0], (first[1] + length[1]) * block)
+        arguments = (whole, lay.ints(*starts), lay.ints(*ends), lay.ints(1, 2))
+        whole = lay.op("Slice", arguments, (lines, length[0], length[1] * block))
+    return lay.reshape(whole, (lines, *length, block))
 
 
 def filter_gradient(lay: Layout, node: Node) -> bool:

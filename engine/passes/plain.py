@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..graph import OURS, Node
+from ..graph import FILTER_GRADIENT, OURS, Node
 from .geometry import Geometry, geometry
 from .program import Program
 from .writer import Writer
@@ -27,7 +27,7 @@ def expand(program: Program) -> bool:
     nodes: list[Node] = []
     changed = False
     for node in program.nodes:
-        mine = node.domain == OURS or (node.op == "ConvTranspose" and node.outputs[0] not in program.exact)
+        mine = node.op == FILTER_GRADIENT or (node.op == "ConvTranspose" and node.outputs[0] not in program.exact)
         sizes = geometry(node, program.types) if mine else None
         if sizes is None:
             nodes.append(node)

@@ -10,7 +10,21 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from ..errors import EngineError
 from ..graph import Array, Node, TensorType
-from . import activations, blocks, broadcasts, common, dead, dequantize, fold, masks, noops, pieces, plain, products
+from . import (
+    activations,
+    blocks,
+    broadcasts,
+    common,
+    dead,
+    dequantize,
+    fold,
+    masks,
+    maxima,
+    noops,
+    pieces,
+    plain,
+    products,
+)
 from .program import Program
 
 #: A pass changes a program and says whether it did.
@@ -31,6 +45,7 @@ _PASSES: tuple[tuple[str, Pass], ...] = (
     *_CLEAN,
     ("activations", activations.absorb),
     ("plain convolutions", plain.expand),
+    ("plain maxima", maxima.expand),
     *_CLEAN,
     ("products", products.absorb_transposes),
     *_CLEAN,

@@ -130,12 +130,12 @@ def _(s: Site) -> str:
 def _(s: Site) -> str:
     bounds = [s.graph.constants.get(s.x(i)) if s.has(i) else None for i in (1, 2)]
     if s.graph.types[s.y].dtype == "float32" and all(b is not None for b in bounds):
-        # strictly inside is what the next narrower clip leaves as it is
+        # strictly inside is what the next narrower clip leaves as it is; asked of the result, so that x can be freed
         low, high = (np.float32(b.reshape(-1)[0]) for b in bounds if b is not None)
         above, below = (_next(end, way) for end, way in ((low, 1), (high, -1)))
         if above <= below:
-            clipped = s.op("Clip", s.x(), s.scalar(float(above)), s.scalar(float(below)))
-            return s.op("Mul", s.g, mask(s, s.op("Equal", clipped, s.x())))
+            clipped = s.op("Clip", s.y, s.scalar(float(above)), s.scalar(float(below)))
+            return s.op("Mul", s.g, mask(s, s.op("Equal", clipped, s.y)))
     inside = [s.op("Greater", s.x(), s.x(1))] if s.has(1) else []
     inside += [s.op("Less", s.x(), s.x(2))] if s.has(2) else []
     if not inside:

@@ -1,8 +1,8 @@
 """Pooling over windows.
 
-The maximum sends its gradient to the place it came from, by the runtime's own index of it. The average spreads it
-evenly: a transposed convolution with a filter of ones, each channel a sample of its own, or what is faster where
-windows lie side by side or one step apart.
+The maximum sends its gradient to the place it came from: over images by an operator of our own (`passes/maxima.py`),
+else by the runtime's own index of it. The average spreads it evenly: a transposed convolution with a filter of ones,
+each channel a sample of its own, or what is faster where windows lie side by side or one step apart.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from .elementwise import FLOATS
+from ..graph import MAX_POOL_GRADIENT, OURS
 from .table import Site, gradient
 from .windows import Windows, windows
 
@@ -30,38 +30,15 @@ def _apart(s: Site) -> int:
     return size if fits and 1 < size <= 4 else 0
 
 
-def _max_apart(s: Site, size: int) -> str:
-    """Windows side by side: the first place of each that equals its maximum takes the gradient.
-
-    SpaceToDepth lays the places of all windows out one after the other; comparing them is far faster for the runtime
-    than its search for the index.
-    """
-    _, channels, *space = s.shape()
-    covered = [size * p for p in s.y_shape[2:]]
-    x = s.x()
-    if covered != space:
-        x = s.op("Slice", x, s.ints(0, 0), s.ints(*covered), s.ints(2, 3))
-    places = s.op("SpaceToDepth", x, blocksize=size)
-    left = s.g
-    shares = []
-    for place in range(size * size - 1):
-        first = place * channels
-        here = s.op("Slice", places, s.ints(first), s.ints(first + channels), s.ints(1))
-        equal = s.op("Cast", s.op("Equal", here, s.y), to=FLOATS[s.graph.types[s.y].dtype])
-        shares.append(s.op("Mul", left, equal))
-        left = s.op("Sub", left, shares[-1])  # exactly 0 where it was taken
-    result = s.op("DepthToSpace", s.op("Concat", *shares, left, axis=1), blocksize=size, mode="DCR")
-    if covered != space:
-        rest = [n - c for n, c in zip(space, covered, strict=True)]
-        result = s.op("Pad", result, s.ints(0, 0, 0, 0, 0, 0, *rest), s.scalar(0))
-    return result
-
-
 @gradient("MaxPool", 0)
 def _(s: Site) -> str:
-    if len(s.shape()) == 4 and (size := _apart(s)):
-        return _max_apart(s, size)
     kept = {k: v for k, v in s.node.attributes.items() if k != "storage_order"}
+    if len(s.shape()) == 4 and s.graph.types[s.y].dtype == "float32":
+        w = windows(s, tuple(s.attribute("kernel_shape")))
+        return s.builder.multi(
+            MAX_POOL_GRADIENT, (s.x(), s.y, s.g), 1, domain=OURS,
+            **{**kept, "before": list(w.before), "behind": list(w.behind), "shape": list(s.shape())},
+        )[0]  # fmt: skip
     indices = s.builder.multi("MaxPool", (s.x(),), 2, **kept)[1]
     size = int(np.prod(s.shape()))
     zeros = s.op("Expand", s.scalar(0), s.ints(size))

@@ -6,12 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sanderling.engine import onnxio
 from sanderling.engine.blocked import DOMAIN, block_size
+from sanderling.engine.checker import pull_back
 from sanderling.engine.graph import FILTER_GRADIENT, Array, Builder, TensorType
 from sanderling.engine.passes import Program, lower, plain
 from sanderling.engine.passes.blocks import lay_out
@@ -223,3 +225,37 @@ def test_a_mask_crosses_from_one_layout_to_the_other() -> None:
     mask = b.op("Greater", y, b.scalar(0.5))
     b.op("Where", b.op("Transpose", mask, perm=[0, 1, 3, 2]), b.op("Transpose", y, perm=[0, 1, 3, 2]), "x", name="z")
     program_of(b, ("z",), {"x": (2, 32, 6, 6), "w": (32, 32, 1, 1)})
+
+
+POOLS = {
+    "apart": ((8, 6), (2, 2), (2, 2), (0, 0, 0, 0), 0),
+    "apart, rest": ((9, 7), (2, 2), (2, 2), (0, 0, 0, 0), 0),
+    "overlapping": ((9, 8), (3, 3), (2, 2), (1, 1, 1, 1), 0),
+    "overlapping, no padding": ((11, 10), (3, 3), (2, 2), (0, 0, 0, 0), 0),
+    "beyond the end": ((10, 8), (3, 3), (2, 2), (0, 0, 0, 0), 1),
+    "every place": ((6, 5), (3, 3), (1, 1), (1, 1, 1, 1), 0),
+    "gaps": ((11, 11), (2, 1), (3, 2), (0, 0, 0, 0), 0),
+    "many taps": ((9, 9), (4, 4), (2, 2), (1, 1, 1, 1), 0),
+}
+
+
+@pytest.mark.parametrize("channels", [32, 24, 3])
+@pytest.mark.parametrize("case", POOLS)
+def test_the_first_of_equal_maxima_takes_the_gradient(case: str, channels: int) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: the cross-checks need it")
+    size, kernel, stride, pads, ceil = POOLS[case]
+    x = np.random.default_rng(2).integers(-2, 2, (2, channels, *size)).astype(np.float32)  # many are equal
+    b = Builder("h")
+    kept = {"kernel_shape": list(kernel), "strides": list(stride), "pads": list(pads), "ceil_mode": ceil}
+    b.op("MaxPool", "x", name="y", **kept)  # type: ignore[arg-type]
+    graph = onnxio.to_graph(
+        onnx.load_model_from_string(
+            onnxio.to_bytes(b.nodes, {"x": TensorType("float32", x.shape)}, {"y": None}, b.constants, 18)
+        ), None, frozenset(), "pool",
+    )  # fmt: skip
+    t = torch.tensor(x, requires_grad=True)
+    y = torch.nn.functional.max_pool2d(t, kernel, stride, pads[:2], ceil_mode=bool(ceil))
+    seed = np.random.default_rng(3).integers(1, 9, tuple(y.shape)).astype(np.float32)
+    y.backward(torch.tensor(seed))
+    found = pull_back(graph, {"x": x}, {"y": seed}, ["x"])["x"]
+    np.testing.assert_array_equal(found, t.grad.numpy())
