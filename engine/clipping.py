@@ -26,7 +26,8 @@ def check_clipping(norm: float | None, value: float | None) -> None:
 
 def squared_norm(gradient: npt.NDArray[np.float32]) -> float:
     """The sum of squares of a flat array; infinity or NaN if a number is not finite, or too large to be squared."""
-    square = float(np.dot(gradient, gradient))
+    with np.errstate(over="ignore", invalid="ignore"):
+        square = float(np.dot(gradient, gradient))
     return square if square < _TOO_LARGE else math.inf
 
 

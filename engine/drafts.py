@@ -85,13 +85,13 @@ class Drafts:
         self, model: str | Path | bytes, loss: str, options: Mapping[str, float | Sequence[float]], batch: int,
         optimizer: str, trainable: str | Sequence[str], output: str | None, threads: int,
         sizes: Mapping[str, Sequence[int]], reserve: int = 0, hold_gradients: bool = False,
-        adapters: Wish | None = None,
+        adapters: Wish | None = None, gradient_sums: str = "float32",
     ) -> None:  # fmt: skip
         proto, self.name = onnxio.load_model(model)
         self.proto = onnxio.normalize(proto, self.name)
         self.loss, self.options = loss, loss_options(loss, options)
         self.batch, self.optimizer, self.threads, self.output = batch, optimizer, threads, output
-        self.reserve, self.hold_gradients = reserve, hold_gradients
+        self.reserve, self.hold_gradients, self.gradient_sums = reserve, hold_gradients, gradient_sums
         self.block = block_size()
         self.data = inference_form(self.proto)  # what the export starts from, its free sizes still free
         samples_first(self.proto)
@@ -205,7 +205,10 @@ class Drafts:
 
     def _footprint(self, way: Way, arena: int, exchange: int, steps: Sequence[Step]) -> Footprint:
         graph, _ = self.graph(way.micro_batch)
-        trained = flat_bytes([graph.types[w].shape for w in self.trainable])
+        shapes = [graph.types[w].shape for w in self.trainable]
+        trained = flat_bytes(shapes)
+        if self.gradient_sums != "float32":
+            trained = state_bytes("sgd", self.gradient_sums, shapes)  # one mean of gradients is held alike
         inputs = sum(graph.types[i].nbytes for i in graph.inputs)
         return Footprint(
             baseline=measure_baseline(small_model()),
@@ -248,7 +251,8 @@ class Drafts:
             tensors([i for i in graph.inputs if i not in targets]), tensors(targets), classes,
             tensors(self.weights), tuple(self.trainable), tuple(exchanged[n] for n in sorted(exchanged)),
             tuple(map(_info, steps)), adapters=tuple(self.adapters),
-            optimizer_state=way.level.state, hold_gradients=self.hold_gradients, checkpoints=way.level.checkpoints,
+            optimizer_state=way.level.state, hold_gradients=self.hold_gradients, gradient_sums=self.gradient_sums,
+            checkpoints=way.level.checkpoints,
             seconds=way.seconds, footprint=footprint or Footprint(), whole=self.whole,
             cuts=cuts, nodes=len(graph.nodes), arena=shared_arena(steps),
             quantized=tuple(self._quantized[w] for w in self.weights if w in self._quantized),

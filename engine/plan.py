@@ -96,6 +96,7 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     steps: tuple[StepInfo, ...]
     adapters: tuple[Adapter, ...] = ()
     optimizer_state: str = "float32"  # a name of `optimizers.STATE_FORMATS`
+    gradient_sums: str = "float32"  # in what gradients are added up over micro-batches and calls
     hold_gradients: bool = False  # whether all gradients of a step are held at once, and counted in the peak
     checkpoints: str = "float32"  # how tensors are stored that are recomputed from: "float32" or "int8"
     seconds: float = 0.0  # of a step: measured in the trial run, else only good for comparing plans

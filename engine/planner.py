@@ -44,6 +44,7 @@ def compile(
     optimizer: str = "adam",
     optimizer_state: str = "auto",
     hold_gradients: bool = False,
+    gradient_sums: str = "float32",
     trainable: str | Sequence[str] = "all",
     adapters: Mapping[str, Any] | None = None,
     precision: str = "auto",
@@ -74,6 +75,8 @@ def compile(
     `hold_gradients`: keep all gradients of a step until the last is known, 4 bytes per trained weight: makes clipping
     by norm one pass instead of two, lets `Trainer.accumulate` work under a limit, and keeps all weights after a
     gradient that is not finite.
+    `gradient_sums`: in what gradients are added up over micro-batches and calls: "float32", or a byte per number of
+    large tensors, rounded anew with every addition: "dynamic8", "fixed8", "e4m3", "e5m2".
     `trainable`: "all"; "auto" (all where that fits, else those that contribute most per byte, judged on `samples`, a
     pair of inputs and targets as for `Trainer.step`, or on noise); "last", "last-3" (the last three layers); "bias"; or
     a list of name patterns.
@@ -96,6 +99,7 @@ def compile(
     if batch < 1 or threads < 1 or (micro_batch is not None and not 1 <= micro_batch <= batch):
         raise EngineError("batch and threads must be at least 1, and micro_batch between 1 and batch")
     check_optimizer(optimizer)
+    check_state(gradient_sums)
     levels = _LEVELS[precision]
     if optimizer_state != "auto":
         check_state(optimizer_state)
@@ -103,7 +107,7 @@ def compile(
     auto = trainable == "auto"
     drafts = Drafts(
         model, loss, loss_options or {}, batch, optimizer, "all" if auto else trainable, output, threads, sizes or {},
-        reserve, hold_gradients, None if adapters is None else as_wish(adapters),
+        reserve, hold_gradients, None if adapters is None else as_wish(adapters), gradient_sums,
     )  # fmt: skip
     micro_batches = drafts.micro_batches(micro_batch)
     measure = memory_limit is not None if trial is None else trial

@@ -29,6 +29,7 @@ from .plan import TrainingPlan
 from .quantized import quantize
 from .schedules import Schedule, as_schedule
 from .storage import Group
+from .sums import GradientSum
 from .weights import check_weights, patched, real_values, view_weights
 
 Inputs = Array | Mapping[str, Array]
@@ -85,7 +86,11 @@ class Trainer:
         }
         self._steps = 0
         self._pending = 0.0
-        self._sums: dict[int, FloatArray] = {}
+        scratch = Scratch()
+        self._sums = {
+            i: GradientSum(_slots(g, decay), plan.info.gradient_sums, scratch) for i, g in self._executor.groups.items()
+        }
+        self._checks_early = plan.info.gradient_sums != "float32"  # there is no code for NaN
 
     @property
     def steps(self) -> int:
@@ -128,8 +133,16 @@ class Trainer:
         """
         batch = check_batch(self.plan.info, inputs, targets)
         sums: dict[int, FloatArray] = {}
-        loss = self._add(batch, sums, 1 / batch.weight)
-        self._check_sums(sums)
+
+        def add(index: int, gradient: FloatArray) -> None:
+            if index in sums:
+                sums[index] += gradient
+            else:
+                sums[index] = gradient.copy()
+
+        loss = sum(self._passes(batch, 1 / batch.weight, add))
+        for index, gradient in sums.items():
+            self._check_gradient(index, gradient)
         result: dict[str, FloatArray] = {}
         for index, group in self._executor.groups.items():
             result |= group.views(sums[index])
@@ -154,8 +167,8 @@ class Trainer:
         alone = batch.parts == 1 and len(self._executor.groups) == 1
         clip = self._settings.clip_norm
         if not alone and (batch.parts > 1 or self.plan.info.hold_gradients or (clip is not None and self._may_hold)):
-            self._sums.clear()
-            loss = self._add(batch, self._sums, 1 / batch.weight)
+            self._forget_sums()
+            loss = self._add(batch, 1 / batch.weight)
             self._apply_sums(1.0)
             self._executor.update()
             return loss
@@ -200,9 +213,9 @@ class Trainer:
             )
         batch = check_batch(self.plan.info, inputs, targets)
         if not self._pending:
-            self._sums.clear()
+            self._forget_sums()
         collected, self._pending = self._pending, 0.0
-        loss = self._add(batch, self._sums, 1.0)
+        loss = self._add(batch, 1.0)
         self._executor.update()
         self._pending = collected + batch.weight
         return loss / batch.weight
@@ -217,7 +230,7 @@ class Trainer:
     def discard(self) -> None:
         """Forget the gradients that `accumulate` collected."""
         self._pending = 0.0
-        self._sums.clear()
+        self._forget_sums()
 
     @property
     def _may_hold(self) -> bool:
@@ -225,46 +238,55 @@ class Trainer:
         info = self.plan.info
         return info.hold_gradients or info.memory_limit is None or info.micro_batch < info.batch
 
-    def _add(self, batch: Batch, sums: dict[int, FloatArray], weight: float) -> float:
-        """Add the gradients of a batch, each sample at `weight`, to `sums`. Returns the weighted sum of the losses.
+    def _forget_sums(self) -> None:
+        for total in self._sums.values():
+            total.clear()
 
-        After an error `sums` are empty: a copy to go back to would cost their memory.
+    def _add(self, batch: Batch, weight: float) -> float:
+        """Add the gradients of a batch, each sample at `weight`, to the sums. Returns the weighted sum of the losses.
+
+        After an error the sums are empty: a copy to go back to would cost their memory.
         """
+
+        def add(index: int, gradient: FloatArray) -> None:
+            if self._checks_early:
+                self._check_gradient(index, gradient)
+            self._sums[index].add(gradient)
+
         try:
-            return sum(self._passes(batch, weight, sums))
+            return sum(self._passes(batch, weight, add))
         except BaseException:
-            sums.clear()
+            self._forget_sums()
             raise
 
-    def _passes(self, batch: Batch, weight: float, sums: dict[int, FloatArray] | None) -> list[float]:
-        """The weighted loss of each micro-batch; gradients are added to `sums`, where there are some."""
+    def _passes(self, batch: Batch, weight: float, add: Callable[[int, FloatArray], None] | None) -> list[float]:
+        """The weighted loss of each micro-batch; gradients are given to `add`."""
         losses = []
         for part in range(batch.parts):
             batch.fill(part, self._executor.inputs, weight)
             for item in self._executor.run():
                 if isinstance(item, float):
                     losses.append(self._finite(item))
-                elif sums is not None:
-                    index, gradient = item
-                    if index in sums:
-                        sums[index] += gradient
-                    else:
-                        sums[index] = gradient.copy()
+                elif add is not None:
+                    add(*item)
         return losses
 
-    def _check_sums(self, sums: Mapping[int, FloatArray]) -> float:
-        return sum(self._check_gradient(index, gradient) for index, gradient in sums.items())
-
     def _apply_sums(self, factor: float) -> None:
-        """One step with all gradients at once; they are dropped."""
-        sums = dict(self._sums)
-        self._sums.clear()
-        square = self._check_sums(sums) * factor**2
-        if self._settings.clip_norm is not None:
-            factor *= norm_factor(square, self._settings.clip_norm)
-        self._steps += 1
-        for index in list(sums):
-            self._apply(index, sums.pop(index), factor)
+        """One step with all gradients at once; they are forgotten."""
+        s = self._settings
+        try:
+            square = sum(total.square for total in self._sums.values())
+            if not math.isfinite(square):
+                for index, total in self._sums.items():
+                    self._check_gradient(index, total.flat(self._executor.groups[index].size))
+            if s.clip_norm is not None:
+                factor *= norm_factor(square * factor**2, s.clip_norm)
+            self._steps += 1
+            for index, total in self._sums.items():
+                total.scale(factor, s.clip_value)
+                self._update(index, total)
+        finally:
+            self._forget_sums()
 
     def _finite(self, loss: float) -> float:
         if not math.isfinite(loss):
@@ -298,6 +320,9 @@ class Trainer:
         limit = self._settings.clip_value
         if limit is not None:
             np.clip(gradient, np.float32(-limit), np.float32(limit), out=gradient)
+        self._update(index, gradient)
+
+    def _update(self, index: int, gradient: FloatArray | GradientSum) -> None:
         s = self._settings
         optimizer = make_optimizer(self.plan.info.optimizer, s.schedule.rate(self._steps), s.options)
         self._states[index].apply(optimizer, self._executor.storage[index], gradient, self._steps)
@@ -353,7 +378,8 @@ class Trainer:
         for index, state in self._states.items():
             arrays |= {f"optimizer{index}.{k}": array for k, array in enumerate(state.arrays())}
         if self._pending:
-            arrays |= {f"sum{i}": gradient for i, gradient in self._sums.items()}
+            for index, total in self._sums.items():
+                arrays |= {f"sum{index}.{k}": array for k, array in enumerate(total.arrays())}
         return arrays
 
     def save(self, path: str | Path) -> None:
@@ -377,9 +403,9 @@ class Trainer:
             trainer._steps, trainer._pending = file.state.steps, file.state.pending
             if trainer._random is not None:
                 trainer._random.bit_generator.state = json.loads(file.state.random)
-            if trainer._pending:
-                trainer._sums = {i: np.zeros(g.size, np.float32) for i, g in trainer._executor.groups.items()}
             file.read_into(trainer._arrays())
+            for total in trainer._sums.values():
+                total.empty = not trainer._pending
         return trainer
 
 

@@ -50,7 +50,7 @@ class Slot:
 
 
 @dataclass(slots=True)
-class _Span:
+class Span:
     """Neighbours that are treated alike: numbers `start` to `stop` of the flat array."""
 
     start: int
@@ -76,6 +76,12 @@ def state_bytes(name: str, precision: str, shapes: Iterable[Sequence[int]]) -> i
         packed = precision != "float32" and count >= SMALL
         total += check_optimizer(name) * (count + 4 * -(-count // BLOCK) if packed else 4 * count)
     return total
+
+
+class Sliced(Protocol):
+    """A flat gradient that is handed out piece by piece, each valid until the next is asked for."""
+
+    def __getitem__(self, piece: slice) -> FloatArray: ...
 
 
 class Pieces(Protocol):
@@ -129,7 +135,7 @@ class OptimizerState:
         self._formats: list[BlockFormat] = (
             [] if formats is None else [number_format(formats[0] if signed else formats[1]) for signed in signs]
         )
-        self._spans = list(_spans(slots, bool(self._formats)))
+        self._spans = list(spans(slots, bool(self._formats)))
         for span in self._spans:
             count = span.stop - span.start
             if span.packed:
@@ -145,7 +151,9 @@ class OptimizerState:
         """Bytes of the running means (a few pieces of scratch come on top)."""
         return sum(m.nbytes for s in self._spans for m in s.means) + sum(c.nbytes for s in self._spans for c in s.codes)
 
-    def apply(self, optimizer: Optimizer, weights: FloatArray | Pieces, gradient: FloatArray, step: int) -> None:
+    def apply(
+        self, optimizer: Optimizer, weights: FloatArray | Pieces, gradient: FloatArray | Sliced, step: int
+    ) -> None:
         """One step of all weights, in place. `gradient` is finite and stays as it is."""
         pieces = _Flat(weights) if isinstance(weights, np.ndarray) else weights
         scratch, *unpacked = self._scratch.pieces(1 + len(self._formats) * self._packs, self._longest)
@@ -181,12 +189,12 @@ class OptimizerState:
                 yield codes.scales
 
 
-def _spans(slots: Sequence[Slot], pack: bool) -> Iterator[_Span]:
+def spans(slots: Sequence[Slot], pack: bool) -> Iterator[Span]:
     """Tensors that follow each other and are treated alike, as one span; a packed tensor is a span of its own.
 
     What lies between tensors (padding) belongs to the span before: its gradient is zero.
     """
-    current: _Span | None = None
+    current: Span | None = None
     for slot in sorted(slots, key=lambda s: s.offset):
         packed = pack and slot.count >= SMALL
         end = slot.offset + slot.count
@@ -195,6 +203,6 @@ def _spans(slots: Sequence[Slot], pack: bool) -> Iterator[_Span]:
             continue
         if current is not None:
             yield current
-        current = _Span(slot.offset, end, slot.decays, packed)
+        current = Span(slot.offset, end, slot.decays, packed)
     if current is not None:
         yield current
