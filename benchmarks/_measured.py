@@ -119,7 +119,14 @@ def onnxsim(folder: Path, optimizer: str, threads: int) -> Step:
     import onnxsim as peer  # type: ignore[import-not-found]  # only in its own environment
 
     case = json.loads((folder / "case.json").read_text())
-    model = onnx.load(folder / "model.onnx")
+    model, _ = peer.simplify(onnx.load(folder / "model.onnx"))  # it needs every shape to be known
+    for node in [n for n in model.graph.node if n.op_type == "Constant"]:  # and constants as initializers
+        value = helper.get_attribute_value(node.attribute[0])
+        value.name = node.output[0]
+        model.graph.initializer.append(value)
+        model.graph.node.remove(node)
+    held = {tensor.name for tensor in model.graph.initializer}
+    weights = [name for name in case["weights"] if name in held]
     batch = _arrays(folder)
     output = model.graph.output[0]
     for node in model.graph.node:
@@ -154,7 +161,7 @@ def onnxsim(folder: Path, optimizer: str, threads: int) -> Step:
     del model.graph.output[:]
     model.graph.output.append(helper.make_tensor_value_info("loss", 1, []))
     loop = peer.compile_training_loop(
-        model, "loss", case["weights"], optimizer="adam" if optimizer == "adam" else "sgd_momentum"
+        model, "loss", weights, optimizer="adam" if optimizer == "adam" else "sgd_momentum"
     )
     return lambda: float(loop({"x": batch["x"], "y": y}, lr=RATE))
 
