@@ -39,9 +39,10 @@ class Batch:
         count = min(self.size, self.samples - begin)
         for name, array in self.arrays.items():
             buffer = buffers[name]
-            buffer[:count] = array[begin : begin + count]
-            if count < self.size:
-                buffer[count:] = array[begin]
+            with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, and then the loss says so
+                buffer[:count] = array[begin : begin + count]
+                if count < self.size:
+                    buffer[count:] = array[begin]
         weights = buffers[SAMPLE_WEIGHT]
         weights[:count] = weight
         weights[count:] = 0
@@ -97,12 +98,16 @@ def _targets(info: Description, wanted: list[Tensor], targets: Any) -> list[tupl
 
 def _spread(tensor: Tensor, value: Any) -> Any:
     """One number per sample, [N], for an output of one number, [N, 1]."""
-    single = all(n == 1 for n in tensor.shape[1:])
-    return np.reshape(value, (-1, *tensor.shape[1:])) if single and np.ndim(value) == 1 else value
+    if len(tensor.shape) < 2 or any(n != 1 for n in tensor.shape[1:]) or not isinstance(value, np.ndarray):
+        return value
+    return value.reshape(-1, *tensor.shape[1:]) if value.ndim == 1 else value
 
 
 def _array(tensor: Tensor, value: Any, what: str) -> Array:
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what} is no array: {error}") from error
     if array.ndim != len(tensor.shape) or array.shape[1:] != tuple(tensor.shape[1:]):
         shape = ", ".join(map(str, ("N", *tensor.shape[1:])))
         raise DataError(f"{what} has shape {list(array.shape)}; the model needs [{shape}]")

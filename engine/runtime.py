@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from .errors import EngineError, ExecutionError, MemoryLimitError, ModelError
+from .errors import DataError, EngineError, ExecutionError, MemoryLimitError, ModelError
 from .graph import Array
 
 #: What the shared arena grows by when a plan's size for it was too small, in bytes.
 _GROWTH = 2**20
+#: How the runtime says that an index (a token number) is beyond a table.
+_OUT_OF_RANGE = "out of data bounds"
 #: Phrases by which the runtime says that memory ran out.
 _NO_MEMORY = ("bad_alloc", "Failed to allocate memory", "bad allocation", "std::length_error")
 
@@ -76,6 +78,8 @@ def translate(error: Exception, what: str, ours: bool = True) -> EngineError:
     text = str(error)
     if isinstance(error, MemoryError) or any(phrase in text for phrase in _NO_MEMORY):
         return MemoryLimitError(f"memory ran out while {what}; allow more memory, or plan for a smaller limit")
+    if ours and _OUT_OF_RANGE in text:
+        return DataError(f"an index in the inputs is out of range while {what}: {text.rpartition(': ')[2]}")
     return (ExecutionError if ours else ModelError)(f"onnxruntime failed while {what}: {text}")
 
 

@@ -205,7 +205,10 @@ def check_weights(given: Mapping[str, FloatArray], shapes: Mapping[str, tuple[in
     for name, value in given.items():
         if name not in shapes:
             raise DataError(f"there is no weight {name!r}; the weights are {', '.join(shapes)}")
-        array = np.asarray(value)
+        try:
+            array = np.asarray(value)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"weight {name!r} is no array: {error}") from error
         if array.shape != tuple(shapes[name]):
             raise DataError(f"weight {name!r} has shape {list(shapes[name])}, given {list(array.shape)}")
         if array.dtype.kind not in "fiu" or not _finite(array):
@@ -215,7 +218,10 @@ def check_weights(given: Mapping[str, FloatArray], shapes: Mapping[str, tuple[in
 def _finite(array: npt.NDArray[Any]) -> bool:
     """Whether all numbers are finite, looked at in pieces so that little memory is needed."""
     flat = array.reshape(-1)
-    return all(np.isfinite(flat[i : i + _PIECE]).all() for i in range(0, flat.size, _PIECE))
+    with np.errstate(over="ignore"):  # beyond float32 is infinite as well
+        return all(
+            np.isfinite(flat[i : i + _PIECE].astype(np.float32, copy=False)).all() for i in range(0, flat.size, _PIECE)
+        )
 
 
 def patched(

@@ -32,6 +32,17 @@ BAD_BATCHES: list[tuple[Any, Any, str]] = [
     (np.zeros((0, 4), np.float32), np.zeros(0, int), "no samples"),
     ({"z": np.zeros((4, 4), np.float32)}, np.zeros(4, int), "the model has 'x'"),
     (np.array([["a"] * 4]), np.zeros(1, int), "numbers"),
+    (np.zeros((4, 4), complex), np.zeros(4, int), "numbers"),
+    (np.zeros((4, 4), np.float32).astype(object), np.zeros(4, int), "numbers"),
+    (np.zeros((4, 4), "M8[s]"), np.zeros(4, int), "numbers"),
+    ([[1, 2], [3]], np.zeros(4, int), "is no array"),
+    (np.zeros((4, 4), np.float32), [[0], [1, 2]], "is no array"),
+    (np.zeros((4, 4), np.float32), None, "needs targets"),
+    (None, np.zeros(4, int), r"shape \[\]"),
+    (np.zeros((4, 4), np.float32), np.zeros(4, bool), "integers"),
+    (np.zeros((4, 4), np.float32), np.full(4, 2**63, np.uint64), "labels run from"),
+    (np.zeros((4, 4), np.float32), {"label": np.zeros(4, int)}, "targets given: label"),
+    ({"x": np.zeros((4, 4)), "z": np.zeros((4, 4))}, np.zeros(4, int), "inputs given: x, z"),
 ]
 
 
@@ -52,8 +63,27 @@ def test_a_loss_that_is_not_finite_keeps_the_weights(segments: int) -> None:
     with pytest.raises(NonFiniteError, match="learning rate"):
         trainer.step(np.full((2, 4), np.nan, np.float32), np.zeros(2, int))
     assert all(np.array_equal(v, before[n]) for n, v in trainer.weights().items())
-    with pytest.raises(DataError, match="finite"):
-        trainer.set_weights({"head.bias": np.array([np.nan, 0])})
+    with pytest.raises(NonFiniteError, match="not finite"):
+        trainer.step(np.full((2, 4), 1e300), np.zeros(2, int))  # beyond float32
+    for bad in (np.array([np.nan, 0]), np.array([1e300, 0]), np.array([1j, 0])):
+        with pytest.raises(DataError, match="finite"):
+            trainer.set_weights({"head.bias": bad})
+    with pytest.raises(DataError, match="no array"):
+        trainer.set_weights({"head.bias": [[1], [1, 2]]})
+    assert all(np.array_equal(v, before[n]) for n, v in trainer.weights().items())
+
+
+def test_token_numbers_out_of_range_are_the_caller_s() -> None:
+    b = Builder("h")
+    table, w = (b.constant(np.random.default_rng(0).standard_normal(s).astype(np.float32)) for s in ((9, 4), (4, 3)))
+    b.op("MatMul", b.op("Gather", table, "x", axis=0), w, name="y")
+    kinds = {"x": TensorType("int64", (1,))}, {"y": TensorType("float32", (1, 3))}
+    trainer = Trainer(compile(onnxio.to_bytes(b.nodes, *kinds, b.constants, 18, free_batch=True), batch=2))
+    before = trainer.weights()
+    trainer.loss(np.array([0, 8]), np.array([0, 1]))
+    with pytest.raises(DataError, match=r"out of range.*must be within"):
+        trainer.step(np.array([0, 9]), np.array([0, 1]))
+    assert all(np.array_equal(v, before[n]) for n, v in trainer.weights().items())
 
 
 def test_models_that_cannot_be_trained_are_named() -> None:
