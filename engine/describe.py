@@ -92,7 +92,7 @@ def figures(info: Description) -> dict[str, Any]:
         "batch": info.batch, "micro_batch": info.micro_batch, "segments": info.segments,
         "recompute_ratio": info.recompute_ratio, "threads": info.threads,
         "optimizer": info.optimizer, "optimizer_state": info.optimizer_state, "stored_tensors": info.checkpoints,
-        "hold_gradients": info.hold_gradients,
+        "hold_gradients": info.hold_gradients, "gradient_sums": info.gradient_sums,
         "memory_limit": info.memory_limit, "peak_bytes": info.peak_bytes, "baseline_bytes": info.baseline_bytes,
         "footprint": msgspec.to_builtins(info.footprint), "measured": info.measured, "step_seconds": info.seconds,
         "weights": sum(map(_count, info.weights)),
