@@ -17,30 +17,14 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from .errors import EngineError
 from .graph import Graph, Node, TensorType
+from .plan import Adapter
 
 FloatArray = npt.NDArray[np.float32]
-
-
-class Adapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One adapted weight. `down` leads to `rank` channels, `up` back.
-
-    `rows`: W is [in, out], down [in, rank], up [rank, out]. Else W is [out, in, ...], down [rank, in, ...] and up
-    [out, rank, 1...].
-    """
-
-    weight: str
-    down: str
-    up: str
-    rank: int
-    scale: float
-    rows: bool
-    seed: int
 
 
 @dataclass(frozen=True, slots=True)

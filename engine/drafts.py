@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from . import onnxio
-from .adapters import Adapter, Wish, find, insert
+from .adapters import Wish, find, insert
 from .batchnorm import inference_form, mixes_samples, running_statistics, spell_out
 from .blocked import DOMAIN, block_size, probe_model
 from .checkpoints import stored_share
@@ -42,7 +42,7 @@ from .loss import LABELS, LOSS, SAMPLE_WEIGHT, TARGETS, TEACHER, attach_loss, lo
 from .losses import find_loss
 from .optimizers import state_bytes
 from .placing import near_use
-from .plan import GRADIENT, VERSION, Description, StepInfo, Tensor, TrainingPlan
+from .plan import GRADIENT, VERSION, Adapter, Description, StepInfo, Tensor, TrainingPlan
 from .rules import integer_remedy
 from .segments import write_steps
 from .slots import carriers, weight_names

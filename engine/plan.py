@@ -14,7 +14,6 @@ from pathlib import Path
 import msgspec
 
 from ..host.files import open_durably
-from .adapters import Adapter
 from .errors import PlanError
 from .footprint import Footprint
 from .members import MODEL, PROBE, InFile, InMemory, Members, step_name
@@ -68,6 +67,22 @@ class StepInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: Bytes alive inside the session while each of its nodes runs.
     alive: tuple[int, ...]
     seconds: float = 0.0  # predicted, good for comparing
+
+
+class Adapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One weight with a low-rank adapter (`adapters.py`). `down` leads to `rank` channels, `up` back.
+
+    `rows`: W is [in, out], down [in, rank], up [rank, out]. Else W is [out, in, ...], down [rank, in, ...] and up
+    [out, rank, 1...].
+    """
+
+    weight: str
+    down: str
+    up: str
+    rank: int
+    scale: float
+    rows: bool
+    seed: int
 
 
 class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
