@@ -143,6 +143,18 @@ def _(s: Site) -> str:
     return s.op("Mul", s.g, mask(s, inside[0] if len(inside) == 1 else s.op("And", *inside)))
 
 
+@gradient("Clip", 1)
+def _(s: Site) -> str:
+    low = mask(s, s.op("Less", s.x(), s.x(1)))
+    return s.reshape(s.total(s.op("Mul", s.g, low), [*range(len(s.y_shape))], keepdims=0), s.shape(1))
+
+
+@gradient("Clip", 2)
+def _(s: Site) -> str:
+    high = mask(s, s.op("Greater", s.x(), s.x(2)))
+    return s.reshape(s.total(s.op("Mul", s.g, high), [*range(len(s.y_shape))], keepdims=0), s.shape(2))
+
+
 @gradient("Sigmoid", 0)
 def _(s: Site) -> str:
     return s.op("Mul", s.g, s.op("Mul", s.y, s.op("Sub", s.scalar(1), s.y)))

@@ -37,6 +37,7 @@ class Case:
     outputs: int = 1
     opset: int = 18
     scale: float = 1.0
+    fixed: dict[str, float] = field(default_factory=dict)  # arguments that are one number
 
     def __str__(self) -> str:
         return f"{self.op}{'-' + self.label if self.label else ''}"
@@ -60,7 +61,7 @@ class Case:
             value = rng.uniform(0.3, 1.7, shape) * (1 if self.positive else rng.choice([-1, 1], shape))
             for kink in (1.0, -1.0, 0.5, -0.5):
                 value = np.where(np.abs(value - kink) < 0.02, value + 0.05, value)
-            result[name] = (self.scale * value).astype(np.float32)
+            result[name] = np.asarray(self.fixed.get(name, self.scale * value), np.float32)
         return result
 
 
@@ -182,6 +183,8 @@ CASES: list[Case] = [
     unary("Softplus", F.softplus),
     unary("Clip", lambda x: torch.clamp(x, -0.5, 1.0), constants=(np.float32(-0.5), np.float32(1.0))),
     unary("Clip", lambda x: torch.clamp(x, max=1.0), constants=(None, np.float32(1.0)), label="above"),
+    Case("Clip", {"x": (2, 3, 5), "low": (), "high": ()}, lambda x, a, b: torch.minimum(torch.maximum(x, a), b),
+         label="bounds", fixed={"low": -0.6, "high": 0.9}),
     unary("Sigmoid", torch.sigmoid),
     unary("Tanh", torch.tanh),
     unary("HardSigmoid", F.hardsigmoid, attributes={"alpha": 1 / 6}),
