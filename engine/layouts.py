@@ -7,7 +7,7 @@ that have their samples at axis 1 are turned to have them first, as data has; on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 import onnx
@@ -45,27 +45,36 @@ def steps_first(proto: onnx.ModelProto) -> None:
 
 
 def states_once(proto: onnx.ModelProto) -> None:
-    """Make a constant initial state [D, N, H] that is the same for N samples, and not zero, one for all, in place.
+    """Make a constant initial state [D, N, H] that is the same for N samples, and not uniform, one for all, in place.
 
     With a fixed batch an exporter writes a learned state [D, 1, H] out like that; kept so, each sample would learn its
-    own.
+    own. The same goes for a class token [1, 1, C] that is put before a sequence, written out as [N, 1, C].
     """
     tensors = {t.name: t for t in proto.graph.initializer}
-    for node in proto.graph.node:
-        for position in (5, 6) if node.op_type == "LSTM" else (5,) if node.op_type in _LAYERS else ():
-            name = node.input[position] if position < len(node.input) else ""
-            if name not in tensors or len(tensors[name].dims) != 3 or tensors[name].dims[1] < 2:
+    for node in list(proto.graph.node):
+        for name, axis in _repeated_places(node, tensors):
+            if name not in tensors or len(tensors[name].dims) != 3 or tensors[name].dims[axis] < 2:
                 continue
             value = numpy_helper.to_array(tensors.pop(name))
-            if not value.any() or (value != value[:, :1]).any():
+            once = value.take([0], axis)
+            if (once == once.reshape(-1)[0]).all() or (value != once).any():
                 continue
             sizes, wide = f"{name}/sizes", f"{name}/samples"
             for tensor in proto.graph.initializer:
                 if tensor.name == name:
-                    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value[:, :1]), name))
+                    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(once), name))
             _rename(proto, name, wide, reads=True)
             proto.graph.initializer.append(numpy_helper.from_array(np.array(value.shape, np.int64), sizes))
             proto.graph.node.insert(0, helper.make_node("Expand", [name, sizes], [wide], name=f"{wide}/expand"))
+
+
+def _repeated_places(node: onnx.NodeProto, constants: Container[str]) -> list[tuple[str, int]]:
+    """(input, axis of the samples) where a learned value may be written out for every sample."""
+    if node.op_type in _LAYERS:
+        return [(name, 1) for name in node.input[5 : 7 if node.op_type == "LSTM" else 6]]
+    if node.op_type == "Concat" and not all(name in constants for name in node.input):
+        return [(name, 0) for name in node.input]
+    return []
 
 
 def samples_first(proto: onnx.ModelProto) -> list[str]:

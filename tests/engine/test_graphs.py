@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 
 pytest.importorskip("torch", reason="PyTorch is not installed: the comparison needs it")
 
-from tests.support.graphs import Drawing, disagreement, graphs  # noqa: E402  # after PyTorch is known to be there
+from tests.support.graphs import Drawing, disagreement, graphs  # after PyTorch is known to be there
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
