@@ -153,6 +153,14 @@ class _Direction:
         """The slope of an activation at its result."""
         return _SLOPES[self.activations[which]](self.s, result)
 
+    def scaled_slope(self, which: int, result: str, factor: str, product: str = "") -> str:
+        """factor x slope, in the fewest passes; `product`: result x factor, where it is there already."""
+        s, name = self.s, self.activations[which]
+        if name not in ("Sigmoid", "Tanh"):
+            return s.op("Mul", factor, self.slope(which, result))
+        product = product or s.op("Mul", factor, result)
+        return s.op("Sub", product if name == "Sigmoid" else factor, s.op("Mul", product, result))
+
     def shared_slices(self, tensors: Sequence[str]) -> list[str]:
         """Tensors [T N, H] as slices of a loop, zero beyond the end of a sequence."""
         return [self.masked(self.steps(t)) for t in tensors]
@@ -218,7 +226,8 @@ def _lstm(d: _Direction) -> _Grown:
     s = d.s
     i, o, f = (d.activation(0, d.before_activation(gate)) for gate in (0, 1, 2))
     g = d.activation(1, d.before_activation(3))
-    new = d.masked(d.steps(s.op("Mul", i, g)))
+    added = s.op("Mul", i, g)
+    new = d.masked(d.steps(added))
     keep = d.handed_on(d.steps(f))
 
     def cell(b: Builder, states: _Names, slices: _Names, _: _Names) -> _Turn:
@@ -230,12 +239,13 @@ def _lstm(d: _Direction) -> _Grown:
         [s.reshape(first, [d.batch, d.hidden])], [keep, new], [], cell, d.reverse
     )  # fmt: skip
     shown = d.activation(2, d.flat(cells))
-    to_cell = s.op("Mul", o, d.slope(2, shown))
+    y = d.flat(d.y)
+    to_cell = d.scaled_slope(2, shown, o, y)
     to_gates = (
-        s.op("Mul", g, d.slope(0, i)),
-        s.op("Mul", shown, d.slope(0, o)),
-        s.op("Mul", d.flat(d.earlier(cells, first)), d.slope(0, f)),
-        s.op("Mul", i, d.slope(1, g)),
+        d.scaled_slope(0, i, g, added),
+        d.scaled_slope(0, o, shown, y),
+        d.scaled_slope(0, f, d.flat(d.earlier(cells, first))),
+        d.scaled_slope(1, g, i, added),
     )
     arriving = d.arriving_steps()
     passing = [s.op("Sub", s.scalar(1), d.mask)] if d.mask else []
