@@ -65,10 +65,10 @@ def make(shared: bool = False, dropout: bool = False) -> Any:
     """Convolutions with batch normalization in training mode; one of them twice if `shared`."""
     nn = torch.nn
     torch.manual_seed(2)
-    middle = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6, momentum=0.3), nn.Hardtanh())
+    middle = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16, momentum=0.3), nn.Hardtanh())
     return nn.Sequential(
-        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), middle, *([middle] if shared else []), nn.AvgPool2d(2),
-        nn.Flatten(), *([nn.Dropout(0.5)] if dropout else []), nn.Linear(54, 4), nn.BatchNorm1d(4),
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), middle, *([middle] if shared else []), nn.AvgPool2d(2),
+        nn.Flatten(), *([nn.Dropout(0.5)] if dropout else []), nn.Linear(144, 4), nn.BatchNorm1d(4),
     ).train()  # fmt: skip
 
 
