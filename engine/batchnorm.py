@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import ModelError
+from .errors import ModelError, UnsupportedOperatorError
 from .graph import DETACHED, Array, Builder, Graph, Node, TensorType
 from .plan import UPDATE
 
@@ -53,8 +53,10 @@ def _in_training(node: onnx.NodeProto) -> bool:
 def spell_out(graph: Graph) -> None:
     """Put the statistics of the batch into every node in training mode; add the new running ones as tensors.
 
-    Raises ModelError where there is one value per channel only, or where other nodes read the running statistics.
+    Raises ModelError where there is one value per channel only, or where other nodes read the running statistics, and
+    UnsupportedOperatorError for dropout in training mode.
     """
+    _refuse_dropout(graph)
     nodes: list[Node] = []
     latest: dict[str, str] = {}  # a layer that runs twice moves its statistics twice
     places: dict[str, int] = {}
@@ -83,6 +85,20 @@ def spell_out(graph: Graph) -> None:
         nodes.insert(places[name], Node("Identity", (latest[name],), (UPDATE + name,), name=UPDATE + name))
         graph.types[UPDATE + name] = graph.types[name]
     graph.nodes = nodes
+
+
+def _refuse_dropout(graph: Graph) -> None:
+    """Dropout that drops would do so differently in each session of a step."""
+    for node in graph.nodes:
+        if node.op != "Dropout" or len(node.inputs) < 3 or not node.inputs[2]:
+            continue
+        ratio, training = (graph.constants.get(n) for n in node.inputs[1:3])
+        if (training is None or training.any()) and (ratio is None or ratio.any()):
+            raise UnsupportedOperatorError(
+                node.op, node.name, graph.source,
+                "it is in training mode, and what it drops could not be repeated; switch the dropout layers off before "
+                "the export (`eval()` on them alone, or a ratio of 0), or export the model for inference",
+            )  # fmt: skip
 
 
 class _Writer:

@@ -61,14 +61,14 @@ def test_gradients_and_running_statistics_are_pytorch_s(shape: tuple[int, ...], 
         np.testing.assert_allclose(new, wanted.numpy(), rtol=1e-5)
 
 
-def make(shared: bool = False, dropout: bool = False) -> Any:
+def make(shared: bool = False, dropout: float | None = None) -> Any:
     """Convolutions with batch normalization in training mode; one of them twice if `shared`."""
     nn = torch.nn
     torch.manual_seed(2)
     middle = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16, momentum=0.3), nn.Hardtanh())
     return nn.Sequential(
         nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), middle, *([middle] if shared else []), nn.AvgPool2d(2),
-        nn.Flatten(), *([nn.Dropout(0.5)] if dropout else []), nn.Linear(144, 4), nn.BatchNorm1d(4),
+        nn.Flatten(), *([] if dropout is None else [nn.Dropout(dropout)]), nn.Linear(144, 4), nn.BatchNorm1d(4),
     ).train()  # fmt: skip
 
 
@@ -167,6 +167,15 @@ def test_what_is_not_finite_leaves_the_statistics_alone() -> None:
     assert all(np.array_equal(v, before[n]) for n, v in trainer.weights().items())
 
 
-def test_dropout_in_training_mode_is_refused() -> None:
-    with pytest.raises(UnsupportedOperatorError, match=r"Dropout.*training_mode is set"):
-        compile(export(make(dropout=True)), batch=8)
+def test_dropout_in_training_mode_is_refused_wherever_it_is() -> None:
+    data = export(make(dropout=0.5))
+    for trainable in ("all", "last"):
+        with pytest.raises(UnsupportedOperatorError, match=r"Dropout .*training mode.*dropout layers off"):
+            compile(data, batch=8, trainable=trainable)
+
+
+def test_dropout_that_drops_nothing_is_fine() -> None:
+    net, plain = make(dropout=0.0), make()
+    x, y = batch()
+    losses = [Trainer(compile(export(n), batch=8, optimizer="sgd")).step(x, y) for n in (net, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
