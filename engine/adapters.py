@@ -25,6 +25,8 @@ from .graph import Graph, Node, TensorType
 from .plan import Adapter
 
 FloatArray = npt.NDArray[np.float32]
+#: Numbers that are merged at once.
+_ROWS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +133,25 @@ def shapes(adapter: Adapter, weight: Sequence[int]) -> dict[str, tuple[int, ...]
 def initial(adapter: Adapter, weight: Sequence[int]) -> dict[str, FloatArray]:
     """The factors that training begins with: uniform noise of variance 1/(3 in), and zeros."""
     both = shapes(adapter, weight)
-    rng = np.random.default_rng([adapter.seed, zlib.crc32(adapter.weight.encode())])
     wide = weight[0] if adapter.rows else math.prod(weight[1:])
-    noise = rng.uniform(-1, 1, both[adapter.down]) / math.sqrt(wide)
-    return {adapter.down: noise.astype(np.float32), adapter.up: np.zeros(both[adapter.up], np.float32)}
+    count = math.prod(both[adapter.down])
+    noise = _noise(count, adapter.seed, adapter.weight) / np.float32(math.sqrt(wide))
+    return {adapter.down: noise.reshape(both[adapter.down]), adapter.up: np.zeros(both[adapter.up], np.float32)}
+
+
+def _noise(count: int, seed: int, name: str) -> FloatArray:
+    """Uniform numbers from -1 to 1 for a seed and a name, the same with every version of numpy.
+
+    Importing numpy's generators takes 6 MB, which training under a limit can do without. SplitMix64 instead: Steele,
+    Lea, Flood, "Fast Splittable Pseudorandom Number Generators" (2014).
+    """
+    start = (seed * 0x9E3779B97F4A7C15 + (zlib.crc32(name.encode()) << 32)) % (1 << 64)
+    z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # wraps around, as it should
+    z += np.uint64(start)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return (z >> np.uint64(40)).astype(np.float32) / np.float32(1 << 23) - np.float32(1)
 
 
 def insert(graph: Graph, adapters: Sequence[Adapter]) -> None:
@@ -194,8 +211,40 @@ def _beside(graph: Graph, node: Node, adapter: Adapter, turned: bool) -> list[No
     return nodes
 
 
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """A weight with its adapter added in, computed in rows so that it never lies in memory whole."""
+
+    weight: FloatArray
+    down: FloatArray
+    up: FloatArray
+    adapter: Adapter
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the weight."""
+        return self.weight.shape
+
+    def rows(self) -> Iterator[FloatArray]:
+        """Its rows, some at a time."""
+        wide = math.prod(self.shape[1:])
+        step = max(1, _ROWS // wide)
+        left, right = (self.down, self.up) if self.adapter.rows else (self.up, self.down)
+        left, right = left.reshape(len(left), -1), right.reshape(len(right), -1)
+        for start in range(0, len(left), step):
+            # not by the library of matrix routines, whose buffers alone may be more than a limit leaves
+            product = np.einsum("or,ri->oi", left[start : start + step], right, optimize=False)
+            product *= np.float32(self.adapter.scale)
+            product += self.weight[start : start + step].reshape(product.shape)
+            yield product
+
+    def whole(self) -> FloatArray:
+        """All of it."""
+        return np.concatenate(list(self.rows())).reshape(self.shape)
+
+
 class Merged(Mapping[str, Any]):
-    """The weights of the model itself, adapters added in: computed one by one, when asked for."""
+    """The weights of the model itself; one with an adapter is an `Adapted`."""
 
     def __init__(self, weights: Mapping[str, Any], adapters: Sequence[Adapter]) -> None:
         self._weights = weights
@@ -205,12 +254,10 @@ class Merged(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name in self._hidden:
             raise KeyError(name)
-        value, adapter = self._weights[name], self._adapters.get(name)
+        adapter = self._adapters.get(name)
         if adapter is None:
-            return value
-        down, up = self._weights[adapter.down], self._weights[adapter.up]
-        product = down @ up if adapter.rows else up.reshape(len(up), -1) @ down.reshape(len(down), -1)
-        return value + (np.float32(adapter.scale) * product).reshape(value.shape)
+            return self._weights[name]
+        return Adapted(self._weights[name], self._weights[adapter.down], self._weights[adapter.up], adapter)
 
     def __iter__(self) -> Iterator[str]:
         return (n for n in self._weights if n not in self._hidden)

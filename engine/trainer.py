@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..host.files import open_durably
-from .adapters import Merged, initial
+from .adapters import Adapted, Merged, initial
 from .batches import Batch, check_batch
 from .checkpoint import Settings, State, open_checkpoint, write_checkpoint
 from .clipping import check_clipping, norm_factor, squared_norm
@@ -337,7 +337,8 @@ class Trainer:
 
     def merged_weights(self) -> dict[str, FloatArray]:
         """The weights of the exported model, adapters added in: {initializer name: float32 array}."""
-        return real_values(self._exported(), self._quantized)
+        merged = {n: v.whole() if isinstance(v, Adapted) else v for n, v in self._exported().items()}
+        return real_values(merged, self._quantized)
 
     def _exported(self) -> Mapping[str, Any]:
         return Merged(self._executor.weights, self.plan.info.adapters)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .adapters import Adapted
 from .errors import DataError, EngineError, ModelError, UnsupportedOperatorError
 from .plan import Quantization
 from .quantized import DTYPES, IntegerArray, dequantize, kept_range, quantize
@@ -240,7 +241,16 @@ def patched(
     shapes = {n: place.shape for n, place in places.items()}
     view, done = memoryview(model), 0
     for name in sorted(weights, key=lambda n: places[n].offset if n in places else -1):
-        array = np.asarray(weights[name])
+        value = weights[name]
+        place = places.get(name)
+        if isinstance(value, Adapted) and place is not None and place[1:] == ("float32", value.shape):
+            yield view[done : place.offset]
+            for rows in value.rows():
+                check_weights({name: rows}, {name: rows.shape})
+                yield np.ascontiguousarray(rows, "<f4").reshape(-1).view(np.uint8).data
+            done = place.offset + value.weight.nbytes
+            continue
+        array = np.asarray(value)
         check_weights({name: array}, shapes)
         place = places[name]
         if array.dtype != place.dtype and place.dtype != "float32":

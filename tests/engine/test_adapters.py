@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 from sanderling.engine import EngineError, Trainer, compile, load_plan, models, onnxio, predict, read_weights
+from sanderling.engine.adapters import _noise
 from sanderling.engine.graph import Array, Builder, TensorType
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: adapters are compared with it")
@@ -143,6 +144,16 @@ def test_what_trains_beside_adapters_and_seeds() -> None:
     starts = [Trainer(compile(model, adapters={"rank": 2, "seed": s})).weights() for s in (0, 1, 1)]
     name = "hidden0.weight/adapter.down"
     assert np.array_equal(starts[1][name], starts[2][name]) and not np.array_equal(starts[0][name], starts[1][name])
+
+
+def test_the_noise_is_even_and_of_its_own() -> None:
+    noise = _noise(100_000, 3, "w")
+    assert noise.dtype == np.float32 and -1 <= noise.min() < -0.999 and 0.999 < noise.max() < 1
+    assert abs(noise.mean()) < 0.01 and noise.std() == pytest.approx(1 / np.sqrt(3), rel=0.01)
+    assert abs(np.corrcoef(noise[1:], noise[:-1])[0, 1]) < 0.01
+    for other in (_noise(100_000, 4, "w"), _noise(100_000, 3, "v")):
+        assert abs(np.corrcoef(noise, other)[0, 1]) < 0.01
+    assert _noise(3, 0, "hidden0.weight").tolist() == [-0.07464540004730225, -0.814171314239502, -0.8150151968002319]
 
 
 def test_weights_that_cannot_have_one_are_named() -> None:
