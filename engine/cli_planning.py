@@ -200,10 +200,15 @@ def report(options: argparse.Namespace, figures: dict[str, Any], text: str) -> N
 
 def _child_main(path: str, model: str) -> int:
     """The planning child: wishes as JSON on standard input."""
+    from .data import some_samples
     from .planner import compile
 
+    wishes = json.load(sys.stdin)
+    data = wishes.pop("data", None)
     try:
-        compile(model, **json.load(sys.stdin)).save(path)
+        if data is not None and wishes["trainable"] == "auto":  # judged on what it will be trained on
+            wishes["samples"] = some_samples(data, wishes["batch"])
+        compile(model, **wishes).save(path)
     except EngineError as error:
         print(error, file=sys.stderr)
         return _NO_MEMORY if isinstance(error, MemoryLimitError) else _FAILED

@@ -75,7 +75,9 @@ def _train(options: argparse.Namespace) -> int:
         if options.resume is None:
             reserve = COMMAND_RESERVE + sample_bytes(options.data, options.batch)
             hold = {"hold_gradients": True} if options.accumulate > 1 else {}
-            plan = make_plan(options, folder, reserve=reserve, sizes=sample_sizes(options.data), **hold)
+            plan = make_plan(
+                options, folder, reserve=reserve, sizes=sample_sizes(options.data), data=str(options.data), **hold
+            )
         else:
             plan = _plan_of(options.resume)
     names = [t.name.rpartition(".")[2] for t in plan.info.targets if not t.name.endswith("sample_weight")]
@@ -254,7 +256,8 @@ class _Run:
         pairs = [("predicted peak", format_size(figures["predicted_peak_bytes"]))]
         pairs.append(("measured peak", format_size(figures["measured_peak_bytes"]) + allowed))
         if figures["losses"]:
-            pairs.append(("loss", f"{figures['first_loss']:.4f} -> {figures['last_loss']:.4f}"))
+            first = f"{figures['first_loss']:.4f} -> " if len(figures["losses"]) > 1 else ""
+            pairs.append(("loss", f"{first}{figures['last_loss']:.4f}"))
         if figures["held_out_loss_after"] is not None:
             before, after = figures["held_out_loss_before"], figures["held_out_loss_after"]
             pairs.append(("held out", f"loss {before:.4f} -> {after:.4f}"))

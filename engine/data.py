@@ -141,6 +141,18 @@ def open_samples(path: str | Path, input_names: list[str], targets: list[str]) -
     return Samples(_named(arrays, input_names), {name: found[at] for name, at in stored.items()})
 
 
+def some_samples(path: str | Path, count: int, seed: int = 0) -> tuple[Any, Any]:
+    """(inputs, targets) of some samples of an .npz file, as `Trainer.step` takes them. Raises DataError."""
+    arrays = _read(Path(path), stream=True)
+    targets = _split_off(arrays, tuple(n for n in ("y", "teacher") if n in arrays), path)
+    _check(arrays, targets, None, path)
+    which = shuffled(len(next(iter(arrays.values()))), seed)[:count]
+    inputs = {name: column[which] for name, column in arrays.items()}
+    found = {{"y": "labels"}.get(name, name): column[which] for name, column in targets.items()}
+    wanted = found if "teacher" in found else found.get("labels")
+    return (inputs["x"] if set(inputs) == {"x"} else inputs), wanted
+
+
 def _read(path: Path, stream: bool) -> dict[str, Column]:
     """The arrays of a file by name."""
     arrays: dict[str, Column] = {}

@@ -51,6 +51,16 @@ def test_other_wishes_are_other_plans(tmp_path: Path, made: list[int], other: di
     assert plan.info == without.info
 
 
+def test_samples_count_by_their_content() -> None:
+    x = np.zeros((5000, 4), np.float32)
+    other = x.copy()
+    other[2500, 2] = 1  # where no printout would show it
+    first = key(b"", {"samples": (x, np.zeros(5000, np.int64))})
+    assert first == key(b"", {"samples": (x.copy(), np.zeros(5000, np.int64))})
+    assert first != key(b"", {"samples": (other, np.zeros(5000, np.int64))})
+    assert key(b"", {"samples": None}) != first
+
+
 def test_another_model_is_another_plan(tmp_path: Path, made: list[int]) -> None:
     compile(models.mlp(4, [8], 3), cache=tmp_path)
     assert compile(models.mlp(4, [8], 2), cache=tmp_path).info.classes == 2
