@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .plan import TrainingPlan
 
 LOSSES = ("cross_entropy", "binary_cross_entropy", "mse", "l1", "huber", "distillation", "output")
+#: Number formats of optimizer state and sums of gradients.
+FORMATS = ("float32", "dynamic8", "fixed8", "e4m3", "e5m2")
 #: What `--trainable` may be besides patterns.
 _SPECIAL = re.compile(r"all|auto|bias|last(-\d+)?")
 #: Exit statuses of the child besides 0: an error to show, and one of memory.
@@ -82,9 +84,12 @@ def add_wishes(parser: argparse.ArgumentParser) -> None:
         help="of optimizer state and stored tensors: auto is exact wherever the limit allows",
     )  # fmt: skip
     how.add_argument(
-        "--optimizer-state", default="auto", choices=("auto", "float32", "dynamic8", "fixed8", "e4m3", "e5m2"),
+        "--optimizer-state", default="auto", choices=("auto", *FORMATS),
         help="of its running means (as --precision says)",
     )  # fmt: skip
+    how.add_argument(
+        "--gradient-sums", default="float32", choices=FORMATS, help="in what gradients of micro-batches are added up"
+    )
     how.add_argument("--hold-gradients", action="store_true", help="keep all gradients until the last is known")
     what = parser.add_argument_group("what is learned")
     what.add_argument("--optimizer", default="adam", choices=("adam", "sgd"))
@@ -128,7 +133,8 @@ def _wishes(options: argparse.Namespace) -> dict[str, Any]:
         "batch": options.batch, "micro_batch": options.micro_batch, "segments": options.segments,
         "memory_limit": options.memory_limit, "precision": options.precision,
         "optimizer": options.optimizer, "optimizer_state": options.optimizer_state,
-        "hold_gradients": options.hold_gradients, "threads": options.threads, "adapters": adapters,
+        "hold_gradients": options.hold_gradients, "gradient_sums": options.gradient_sums,
+        "threads": options.threads, "adapters": adapters,
         "trainable": options.trainable if _SPECIAL.fullmatch(options.trainable) else options.trainable.split(","),
         "cache": None if options.cache is None else str(options.cache),
     }  # fmt: skip

@@ -131,6 +131,7 @@ def _facts(info: Description, style: Style) -> list[str]:
         ("batch", f"{info.batch}" + (f", {info.micro_batch} at a time in {calls} micro-batches" if calls > 1 else "")),
         ("segments", _cut(info)),
         ("stored", _stored(info)),
+        ("gradients", f"added up in {info.gradient_sums}" if info.footprint.gradients else ""),
         ("optimizer", f"{info.optimizer}, its state in {info.optimizer_state}"),
         ("trained", f"{moved:,} of {numbers:,} weights, {len(trained)} of {len(info.weights)} tensors"),
     ]

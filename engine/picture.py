@@ -112,18 +112,17 @@ def course(info: Description, measured: Trial) -> Course:
             note(begin + (end - begin) * node / nodes, between, alive)
             reached = max(reached, round(alive * full))
         if index in groups and held:
-            gradients = min(gradients + groups[index], print_.gradients)
+            gradients = min(gradients + round(print_.gradients * groups[index] / trained), print_.gradients)
         elif index in groups:  # the group steps at once, while its gradient is still there
             update(end, following, groups[index], between)
         after = 0 if index == last else sum(s.size for s in exchange.spans.values() if s.first <= index < s.last)
         note(following if index in groups and not held else end, after, 0)
-    if held:  # all groups step in the end, and each one's gradient is dropped after that
+    if held:  # all groups step in the end
         clock = result.times[-1] + measured.began
         length = measured.ended - clock
         for share in groups.values():
             update(clock, clock + length * share / trained, share, 0)
             clock += length * share / trained
-            gradients = max(gradients - share, 0)
             note(clock, 0, 0)
     note(measured.ended, 0, 0)
     return result

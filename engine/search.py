@@ -23,6 +23,8 @@ from .trial import Trial, try_plan
 MARGIN_BYTES = 2 * 2**20
 #: Steps by which a limit is raised until a trial run under it passes.
 _RAISE_BYTES, _RAISES = 2 * 2**20, 8
+#: Peaks of the same plan differ from run to run by less than this; it is added to a limit that is said to do.
+_SPREAD = 2**19
 _WRITTEN, _TRIED = 8, 4  # ways of a level that are written at most, and tried
 
 
@@ -139,6 +141,7 @@ class Search:
             if smallest <= attempt.limit:
                 plan.info = msgspec.structs.replace(plan.info, memory_limit=attempt.limit)
                 return plan
+            smallest += _SPREAD
         fixed = footprint.baseline + footprint.reserve
         raise MemoryLimitError(
             f"{drafts.name}: training needs {format_size(smallest)} at least, the limit is "

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 
 from sanderling.engine import Trainer, compile, errors, models
+from sanderling.engine.cli_planning import FORMATS, LOSSES
 from sanderling.engine.graph import Builder, TensorType
+from sanderling.engine.losses import LOSSES as ALL_LOSSES
 from sanderling.engine.onnxio import to_bytes
+from sanderling.engine.optimizers import STATE_FORMATS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "engine.md").read_text()
 #: What the page takes for granted.
@@ -83,6 +86,7 @@ def test_the_command_line_has_an_option_for_every_argument(command: str) -> None
     done = subprocess.run(
         [sys.executable, "-m", "sanderling", command, "--help"], capture_output=True, text=True, check=True
     )  # fmt: skip
+    assert set(LOSSES) == set(ALL_LOSSES) and set(FORMATS) == set(STATE_FORMATS)
     own = {"model", "samples", "reserve", "trial", "cache", "adapters", "loss_options", "sizes"}
     for name in set(inspect.signature(compile).parameters) - own:
         assert f"--{name.replace('_', '-')}" in done.stdout, name
