@@ -105,6 +105,7 @@ class Executor:
 
         bound = _Bound(step_session(model, threads), None, [], [])
         bound.binding = bound.session.io_binding()
+        made = {output.name: tuple(output.shape) for output in bound.session.get_outputs()}
         for name in step.reads:
             array = fixed[name] if name in fixed else at(exchange.readers[index, name], name)
             bound.binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
@@ -128,7 +129,9 @@ class Executor:
                 array = at(slot, name)
                 if (index, name) in exchange.parts:
                     bound.additions.append((at(exchange.parts[index, name], name), array))
-            bound.binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            # the gradient of a weight may leave in another shape: the same numbers in the same order
+            shape = made[name] if int(np.prod(made[name], dtype=np.int64)) == array.size else array.shape
+            bound.binding.bind_output(name, "cpu", 0, array.dtype.type, shape, array.ctypes.data)
         return bound
 
     def update(self) -> None:

@@ -89,7 +89,7 @@ class StepWriter:
         free = [n for n in outputs if kind == "forward" and n in self.graph.types and n not in self.graph.outputs]
         program = lower(
             kept, types, used, reads, list(outputs), self.graph.opset, self.block, self.threads, self.exact,
-            blocked, free,
+            blocked, free, [n for n in outputs if n.startswith(GRADIENT) and n.removeprefix(GRADIENT) in self.weights],
         )  # fmt: skip
         self.blocked.update(program.blocked.intersection(free))
         arguments, results = ({n: program.types[n] for n in names} for names in (reads, outputs))

@@ -283,5 +283,5 @@ def _dense_filter(lay: Layout, node: Node, z: Geometry) -> None:
             kernel_shape=list(z.positions), strides=[z.dilation[0], 1],
             dilations=[z.stride[0], z.stride[1] * z.inputs], pads=[top, 0, max(bottom, 0), 0], group=1,
         )  # fmt: skip
-    flat = lay.transpose(lay.reshape(product, (outer, taps, z.inputs, lay.block)), 0, 2, 1, 3)
+    flat = lay.exchanged(lay.reshape(product, (outer, taps * z.inputs, lay.block)), taps, z.inputs)
     _hand_out(lay, node, flat, z.outputs, z.inputs * taps)

@@ -58,8 +58,8 @@ def dense(lay: Layout, w: str, z: Geometry) -> str:
         made = _blocks_of_outputs(lay, flat, z.outputs, full * taps)
         outer = lay.up(z.outputs)
         if taps > 1:
-            made = lay.reshape(made, (outer // block, full // block, block, taps, block))
-            made = lay.transpose(made, 0, 1, 3, 2, 4)
+            made = lay.reshape(made, (outer // block * full // block, block * taps, block))
+            made = lay.exchanged(made, block, taps)
         return lay.reshape(made, (outer, full, *z.kernel))
 
     return lay.once("dense", w, write=write)

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+
 from ..blocked import DOMAIN
 from ..errors import EngineError
 from ..graph import Node, TensorType
@@ -117,6 +119,13 @@ class Layout(Writer):
                 x = self.transpose(self.reshape(self.plainly(tensor), (batch, channels, *space)), 0, 2, 3, 1)
             self._last[tensor] = x
         return self._last[tensor]
+
+    def exchanged(self, tensor: str, rows: int, columns: int) -> str:
+        """[n, rows columns, m] as [n, columns rows, m]: gathered, which the runtime does faster than it transposes."""
+        if min(rows, columns) == 1:
+            return tensor
+        order = np.arange(rows * columns).reshape(rows, columns).T.reshape(-1)
+        return self.op("Gather", (tensor, self.constant(order)), self.program.types[tensor].shape, axis=1)
 
     def pad(self, tensor: str, pads: tuple[int, ...]) -> str:
         """Zeros before and behind each axis; negative counts crop. Nothing for no pads."""

@@ -29,6 +29,7 @@ class Program:
     #: after the pass for the layout: `types` then gives their shape in blocks.
     blocked: frozenset[str] = frozenset()
     free: frozenset[str] = frozenset()
+    loose: frozenset[str] = frozenset()  # outputs that may leave in any shape of their size
     _shared: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
     _count: int = 0
 

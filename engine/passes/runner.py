@@ -18,6 +18,7 @@ from . import (
     dead,
     dequantize,
     fold,
+    leaving,
     masks,
     maxima,
     noops,
@@ -49,6 +50,7 @@ _PASSES: tuple[tuple[str, Pass], ...] = (
     *_CLEAN,
     ("products", products.absorb_transposes),
     *_CLEAN,
+    ("results", leaving.drop_reshapes),
     # the order of nodes, last: equal nodes stay apart from here on
     ("masks", masks.hoist),
     ("dequantized again", dequantize.again),
@@ -67,17 +69,19 @@ def lower(
     exact: frozenset[str] = frozenset(),
     blocked: Collection[str] = (),
     free: Collection[str] = (),
+    loose: Collection[str] = (),
 ) -> Program:
     """The program that computes what `nodes` do, as the runtime is to run it.
 
     `types` covers what is known; the result has the type of every tensor that has one. `exact` tensors keep the bits
     that their operators give as they are written. `blocked` inputs arrive in blocks and `blocked` outputs leave so;
-    `free` outputs leave so where that is how they are made (the program's `blocked` says). Raises EngineError when a
+    `free` outputs leave so where that is how they are made (the program's `blocked` says). `loose` outputs leave
+    in any shape of their size (`types` says). Raises EngineError when a
     pass leaves something incomplete behind (a defect of this package).
     """
     program = Program(
         list(nodes), dict(types), dict(constants), tuple(inputs), tuple(outputs), opset, block, threads, exact,
-        frozenset(blocked), frozenset(free),
+        frozenset(blocked), frozenset(free), frozenset(loose),
     )  # fmt: skip
     for name, value in constants.items():
         program.types.setdefault(name, TensorType(value.dtype.name, value.shape))
