@@ -74,8 +74,8 @@ def onnxruntime_training(folder: Path, optimizer: str, threads: int) -> Step:
 
     case = json.loads((folder / "case.json").read_text())
     made = folder / f"artifacts-{optimizer}"
-    if not made.exists():
-        made.mkdir()
+    if not (made / "checkpoint").exists():
+        made.mkdir(exist_ok=True)
         losses = {"cross_entropy": artifacts.LossType.CrossEntropyLoss, "mse": artifacts.LossType.MSELoss}
         artifacts.generate_artifacts(
             onnx.load(folder / "model.onnx"), requires_grad=case["weights"], loss=losses[case["loss"]],
