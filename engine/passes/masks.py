@@ -1,7 +1,8 @@
 """Masks of quantizers: made where the tensor is made that they look at, instead of where they are used.
 
 A backward pass asks whether a number was saturated, which is one byte, of a tensor of four bytes a number that nothing
-else needs any more (what comes after reads the quantized one). Comparing early lets go of it.
+else needs any more (what comes after reads the quantized one). Comparing early lets go of it. Where others need the
+tensor until then, the mask is made late.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from ..graph import Node
 from .program import Program
 
 _CLIPS = ("Clip", "Max", "Min")
+#: Bytes of a number, where a truth value takes one.
+_NUMBER = 4
 
 
 def hoist(program: Program) -> bool:
@@ -19,6 +22,10 @@ def hoist(program: Program) -> bool:
     producers = program.producers()
     places = {name: index for index, node in enumerate(program.nodes) for name in node.outputs if name}
     readers = program.readers()
+    reads: dict[str, list[int]] = {}
+    for index, node in enumerate(program.nodes):
+        for name in node.inputs:
+            reads.setdefault(name, []).append(index)
     moved: dict[str, list[Node]] = {}
     taken: set[int] = set()
     for index, node in enumerate(program.nodes):
@@ -27,6 +34,10 @@ def hoist(program: Program) -> bool:
         chain = _clipped(program, producers, readers, node)
         if chain is None or places[chain[0].outputs[0]] == places[node.inputs[0]] + 1:
             continue
+        others = [r for r in reads[node.inputs[0]] if program.nodes[r] is not chain[0] and r != index]
+        made, last = places[node.inputs[0]], max(others, default=places[node.inputs[0]])
+        if _NUMBER * (index - max(last, made)) <= index - made:
+            continue  # the tensor stays for others nearly as long: the mask would come on top of it
         moved.setdefault(node.inputs[0], []).extend([*chain, node])
         taken.update([index, *(places[step.outputs[0]] for step in chain)])
     if not moved:

@@ -18,6 +18,7 @@ from . import (
     dead,
     dequantize,
     fold,
+    functions,
     leaving,
     masks,
     maxima,
@@ -52,6 +53,7 @@ _PASSES: tuple[tuple[str, Pass], ...] = (
     *_CLEAN,
     ("results", leaving.drop_reshapes),
     # the order of nodes, last: equal nodes stay apart from here on
+    ("functions", functions.write_out),
     ("masks", masks.hoist),
     ("dequantized again", dequantize.again),
 )

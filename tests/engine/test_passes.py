@@ -8,7 +8,19 @@ import pytest
 from sanderling.engine import onnxio
 from sanderling.engine.errors import EngineError
 from sanderling.engine.graph import Array, Builder, Node, TensorType
-from sanderling.engine.passes import Program, broadcasts, common, dead, fold, leaving, lower, noops, pieces, products
+from sanderling.engine.passes import (
+    Program,
+    broadcasts,
+    common,
+    dead,
+    fold,
+    functions,
+    leaving,
+    lower,
+    noops,
+    pieces,
+    products,
+)
 from sanderling.engine.passes.runner import check
 from sanderling.engine.runtime import run_once
 
@@ -254,3 +266,13 @@ def test_results_leave_in_the_shape_in_which_they_are_made() -> None:
     assert p.types["z"].shape == (24,)  # something reads it in that shape
     for new, old in zip(results(p), before, strict=True):
         np.testing.assert_array_equal(new.reshape(-1), old.reshape(-1))
+
+
+def test_what_the_runtime_has_no_kernel_for_is_written_out() -> None:
+    b = Builder("t")
+    b.op("HardSwish", "x", name="y")
+    p = program(b, "y")
+    before = results(p)
+    assert functions.write_out(p) and not functions.write_out(p)
+    assert ops(p) == ["HardSigmoid", "Mul"]
+    unchanged(p, before)
