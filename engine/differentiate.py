@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from .errors import UnsupportedOperatorError
 from .graph import DETACHED, Builder, Graph, Node
-from .rules import QUANTIZERS, RULES, STOPS, Site, integer_remedy
+from .rules import QUANTIZERS, REFUSED, RULES, STOPS, Site, integer_remedy
 
 
 def dependents(graph: Graph, nodes: Sequence[Node], wanted: Collection[str]) -> set[str]:
@@ -60,8 +60,8 @@ def differentiate(
         if entry is None:
             site.refuse(
                 integer_remedy(node.op)
-                or "there is no gradient rule for it; replace it, or train only what comes after it (`trainable`); "
-                "docs/reference/operators.md lists the operators that have one"
+                or f"{_why(node)}; replace it, or train only what comes after it (`trainable`); "
+                "docs/reference/operators.md lists the operators that can be trained through"
             )
         # weights first: what only their gradients need (the input, mostly) is free before the larger gradient is made
         for index, tensor in sorted(enumerate(node.inputs), key=lambda entry: entry[1] in made):
@@ -72,6 +72,13 @@ def differentiate(
                 site.refuse(f"there is no gradient rule for its input {index}")
             pending.setdefault(tensor, []).append(rule(site))
     return {tensor: name for tensor in wanted if (name := collect(tensor)) is not None}
+
+
+def _why(node: Node) -> str:
+    """Why no gradient passes a node that is in neither table."""
+    if node.domain in ("", "ai.onnx") and node.op in REFUSED:
+        return f"there is no gradient rule for it: {REFUSED[node.op]}"
+    return f"there is no gradient rule for it{f' (domain {node.domain})' if node.domain else ''}"
 
 
 def check_complete(graph: Graph) -> None:
@@ -103,5 +110,5 @@ def check_supported(graph: Graph, wanted: Collection[str]) -> None:
         ):
             raise UnsupportedOperatorError(
                 node.op, node.name, graph.source,
-                integer_remedy(node.op) or "there is no gradient rule for it (see docs/reference/operators.md)",
+                integer_remedy(node.op) or f"{_why(node)} (see docs/reference/operators.md)",
             )  # fmt: skip

@@ -20,6 +20,7 @@ from .contrib import MICROSOFT
 from .errors import ModelError, UnsupportedOperatorError
 from .folding import Folding, attribute, types_of
 from .graph import OURS, Array, Body, Graph, Node, TensorType
+from .halves import widen
 from .layouts import states_once, steps_first
 from .spellings import read_spellings
 
@@ -93,6 +94,7 @@ def normalize(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
     del result.graph.input[:]
     result.graph.input.extend(inputs)
     result.ir_version = min(max(result.ir_version, 8), IR_VERSION)
+    widen(result, name)
     steps_first(result)
     states_once(result)
     return result

@@ -16,10 +16,10 @@ from . import (
     shape,
     stops,
 )  # fmt: skip
-from .table import QUANTIZERS, RULES, STOPS, Entry, Site, integer_remedy
+from .table import QUANTIZERS, REFUSED, RULES, STOPS, Entry, Site, integer_remedy
 
 __all__ = [
-    "QUANTIZERS",
+    "QUANTIZERS", "REFUSED",
     "RULES",
     "STOPS",
     "Entry",

@@ -171,6 +171,10 @@ def integer_remedy(op: str) -> str:
     )
 
 
+#: Operator -> why it is refused where a gradient would have to pass.
+REFUSED: dict[str, str] = {}
+
+
 def gradient(op: str, index: int) -> Callable[[Rule], Rule]:
     """Register the gradient with respect to one input of an operator."""
 
@@ -197,3 +201,8 @@ def gradient_each(op: str) -> Callable[[Callable[[Site, int], str]], Callable[[S
 def stop(reason: str, *ops: str) -> None:
     """List operators through which no gradient flows."""
     STOPS.update(dict.fromkeys(ops, reason))
+
+
+def refused(reason: str, *ops: str) -> None:
+    """List operators that have no rule, though a gradient could pass."""
+    REFUSED.update(dict.fromkeys(ops, reason))

@@ -82,6 +82,38 @@ def test_a_gradient_passes_through_half_precision() -> None:
     np.testing.assert_allclose(gradients["w"], gradient_of_cross_entropy(), atol=2e-3)
 
 
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
+def test_a_model_in_half_precision_trains_in_float32(kind: int, tmp_path: Path) -> None:
+    model = onnx.load_from_string(linear(node("Identity", "h")))
+    half = helper.make_tensor("w", kind, [4, 3], W.reshape(-1).astype(np.float64).tolist())
+    model.graph.initializer[0].CopyFrom(half)
+    ends = (*model.graph.input, *model.graph.output)
+    if kind == TensorProto.FLOAT16:
+        for value in ends:
+            value.type.tensor_type.elem_type = kind
+    else:  # arrays of this type are rare: such models convert what comes in and goes out
+        model.graph.node[0].input[0] = "half"
+        model.graph.node.insert(0, helper.make_node("Cast", ["x"], ["half"], to=kind))
+        model.graph.node[-1].CopyFrom(helper.make_node("Cast", ["h"], ["y"], to=TensorProto.FLOAT))
+    before = [value.type.tensor_type.elem_type for value in ends]
+    plan = compile(model.SerializeToString(), batch=6)
+    trainer = Trainer(plan)
+    assert trainer.weights()["w"].dtype == np.float32
+    _, gradients = trainer.gradients(X.astype(plan.info.inputs[0].dtype), LABELS)
+    np.testing.assert_allclose(gradients["w"], gradient_of_cross_entropy(), atol=2e-2)
+    trainer.export(tmp_path / "new.onnx")
+    new = onnx.load(tmp_path / "new.onnx").graph
+    assert [value.type.tensor_type.elem_type for value in (*new.input, *new.output)] == before
+    assert new.initializer[0].data_type == TensorProto.FLOAT
+
+
+def test_weights_in_double_precision_are_refused() -> None:
+    model = onnx.load_from_string(linear(node("Identity", "h")))
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(W.astype(np.float64), "w"))
+    with pytest.raises(ModelError, match="'w' holds double precision"):
+        compile(model.SerializeToString(), batch=6)
+
+
 REFUSED: list[tuple[bytes, type[Exception], str]] = [
     (linear(node("ArgMax", "h", axis=1), result=TensorProto.INT64), ModelError, "'y' is int64"),
     (linear(node("CumProd", "h", "y", "axis"), opset=26), ModelError, "CumProd .node 'cumprod'.*may mean something"),

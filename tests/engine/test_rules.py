@@ -13,10 +13,11 @@ import pytest
 from sanderling.engine import onnxio
 from sanderling.engine.checker import gradcheck as check
 from sanderling.engine.checker import pull_back
+from sanderling.engine.decompose import REWRITES
 from sanderling.engine.differentiate import differentiate
 from sanderling.engine.graph import Array, Builder, TensorType
 from sanderling.engine.operators import page
-from sanderling.engine.rules import RULES
+from sanderling.engine.rules import REFUSED, RULES, STOPS
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: the cross-checks need it")
 F = torch.nn.functional
@@ -433,6 +434,17 @@ def test_gradient_is_pytorch_s(case: Case) -> None:
 def test_every_rule_has_a_case() -> None:
     # the slope of rounding is no gradient: quantizers are compared with PyTorch's in test_quantized.py
     assert {c.op for c in CASES} == set(RULES) - {"QuantizeLinear", "DequantizeLinear"}
+
+
+def test_every_operator_of_the_standard_that_takes_real_numbers_is_in_a_table() -> None:
+    import onnx
+
+    known = {*RULES, *STOPS, *REFUSED, *(op for _, op in REWRITES)}
+    for schema in onnx.defs.get_all_schemas():
+        kinds = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
+        takes = {k for i in schema.inputs for k in kinds.get(i.type_str, [i.type_str])}
+        if schema.domain == "" and "tensor(float)" in takes:
+            assert schema.name in known, schema.name
 
 
 def test_a_wrong_rule_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
