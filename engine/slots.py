@@ -59,7 +59,7 @@ def weight_names(proto: onnx.ModelProto, named: Sequence[str] = ()) -> list[str]
     for node in proto.graph.node:
         if node.op_type in (*_MOVES, *_QUANTIZERS):
             read = node.input if node.op_type == "Concat" else node.input[:1]
-            if node.op_type == "Expand" and sizes.get(node.input[0]) == 1:
+            if node.op_type == "Expand" and all(sizes[n] == 1 for n in origin.get(node.input[0], ())):
                 continue  # a single number, repeated, fills a tensor: nothing learned
             if all(name in origin for name in read):
                 origin[node.output[0]] = set().union(*(origin[name] for name in read))

@@ -25,6 +25,7 @@ CASES = [
     *((name, "dynamo", True, True, None) for name in ("norms", "activations", "assorted", "language", "tcn")),
     *((name, "dynamo", True, False, None) for name in ("ds_cnn_2d", "espcn", "transformer", "gru_bidirectional")),
     ("vit", "dynamo", False, False, None),
+    ("ds_cnn_2d", "dynamo", False, True, None),
     ("transformer", "dynamo", True, False, 23),
     ("convnext", "dynamo", True, False, 24),
     ("mlp", "torchscript", True, True, 9),
