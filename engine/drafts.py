@@ -37,6 +37,7 @@ from .footprint import (
     session_bytes,
 )
 from .graph import Builder, Graph
+from .integers import quantizations
 from .layouts import samples_first
 from .loss import LABELS, LOSS, SAMPLE_WEIGHT, TARGETS, TEACHER, attach_loss, loss_options
 from .losses import find_loss
@@ -48,7 +49,7 @@ from .segments import write_steps
 from .slots import carriers, weight_names
 from .steps import Step, shared_arena
 from .trial import measure_baseline
-from .weights import choose_trainable, quantizations
+from .weights import choose_trainable
 
 #: A backward pass in terms of its forward pass, for ordering ways by speed.
 _BACKWARD = 2.0

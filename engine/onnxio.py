@@ -36,6 +36,7 @@ _CONTROL_FLOW = {
     "If": ", and its condition is only known at run time; export the model without it",
     **dict.fromkeys(("Loop", "Scan", "SequenceMap"), "; export the model without it"),
 }
+_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 #: Operators whose result is another one each time: a recomputed segment would not repeat it.
 _RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 
@@ -67,8 +68,9 @@ def normalize(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
         proto = inliner.inline_local_functions(proto)
     _refuse_control_flow(proto, name)
     version = opset_of(proto)
-    if version < OPSET:
-        proto = _converted(proto, version, name)
+    proto, least = _standard_quantizers(proto)
+    if version < least:
+        proto = _converted(proto, version, name, least)
     elif version > LAST_OPSET:
         raise ModelError(
             f"{name}: opset {version} is newer than {LAST_OPSET}, the last one that is known here; export the model at "
@@ -112,8 +114,27 @@ def _refuse_control_flow(proto: onnx.ModelProto, name: str) -> None:
             decided.update(node.output)
 
 
-def _converted(proto: onnx.ModelProto, version: int, name: str) -> onnx.ModelProto:
-    """The model at `OPSET`. Raises ModelError."""
+def _standard_quantizers(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
+    """The model with the runtime's own spelling of quantizers as the standard's, and the opset that they need.
+
+    The runtime had those of 16 bits before the standard did.
+    """
+    if all(n.domain != MICROSOFT or n.op_type not in _QUANTIZERS for n in proto.graph.node):
+        return proto, OPSET
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    wide = {t.name for t in proto.graph.initializer if t.data_type in (onnx.TensorProto.INT16, onnx.TensorProto.UINT16)}
+    least = OPSET
+    for node in result.graph.node:
+        if node.domain == MICROSOFT and node.op_type in _QUANTIZERS:
+            node.domain = ""
+            if wide.intersection(node.input):
+                least = NEWEST_OPSET
+    return result, least
+
+
+def _converted(proto: onnx.ModelProto, version: int, name: str, target: int) -> onnx.ModelProto:
+    """The model at the opset `target`. Raises ModelError."""
     early = [n for n in proto.graph.node if n.op_type == "LayerNormalization" and not n.domain and version < 17]
     copied = onnx.ModelProto()
     if early:  # the runtime has had it in the standard's domain before the standard did
@@ -127,10 +148,10 @@ def _converted(proto: onnx.ModelProto, version: int, name: str) -> onnx.ModelPro
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            result = onnx.version_converter.convert_version(proto, OPSET)
+            result = onnx.version_converter.convert_version(proto, target)
     except Exception as error:
         raise ModelError(
-            f"{name}: cannot be brought from opset {version} to {OPSET} ({error}); export it at opset {OPSET}"
+            f"{name}: cannot be brought from opset {version} to {target} ({error}); export it at opset {target}"
         ) from error
     for node in result.graph.node:
         if early and node.op_type == "LayerNormalization" and node.domain == MICROSOFT:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .weights import KINDS, quantizations
+from .integers import quantizations
+from .weights import KINDS
 
 if TYPE_CHECKING:
     import onnx

@@ -11,18 +11,15 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from .adapters import Adapted
-from .errors import DataError, EngineError, ModelError, UnsupportedOperatorError
+from .errors import DataError, EngineError, ModelError
 from .plan import Quantization
-from .quantized import DTYPES, IntegerArray, dequantize, kept_range, quantize
-
-if TYPE_CHECKING:
-    import onnx
+from .quantized import IntegerArray, dequantize, quantize
 
 
 FloatArray = npt.NDArray[np.float32]
@@ -40,53 +37,6 @@ class Place(NamedTuple):
     offset: int
     dtype: str
     shape: tuple[int, ...]
-
-
-def quantizations(proto: onnx.ModelProto, names: Collection[str], source: str = "model") -> dict[str, Quantization]:
-    """How integer weights stand for real ones, read off the DequantizeLinear nodes of a normalized model.
-
-    A weight whose scales are not constant float32 numbers is absent. Raises UnsupportedOperatorError for one that is
-    read with two different scales.
-    """
-    constants = {t.name: t for t in proto.graph.initializer}
-    found: dict[str, Quantization] = {}
-    for node in proto.graph.node:
-        if node.op_type != "DequantizeLinear" or node.input[0] not in names:
-            continue
-        how = _quantization(node, constants)
-        if how is None:
-            continue
-        if found.setdefault(how.weight, how) != how:
-            raise UnsupportedOperatorError(
-                node.op_type, node.name, source,
-                f"{how.weight!r} stands for different values in different places; give each a weight of its own",
-            )  # fmt: skip
-    return found
-
-
-def _quantization(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> Quantization | None:
-    from onnx import numpy_helper
-
-    weight, scale = constants[node.input[0]], constants.get(node.input[1])
-    given = len(node.input) > 2 and node.input[2] != ""
-    zero = constants.get(node.input[2]) if given else None
-    dtype = KINDS.get(weight.data_type, "")
-    if dtype not in DTYPES or scale is None or KINDS.get(scale.data_type) != "float32" or (given and zero is None):
-        return None
-    shape = tuple(weight.dims)
-    scales = numpy_helper.to_array(scale)
-    zeros = np.zeros(scales.shape, np.int32) if zero is None else numpy_helper.to_array(zero).astype(np.int32)
-    numbers = {a.name: a.i for a in node.attribute if a.name in ("axis", "block_size")}
-    axis, block = numbers.get("axis", 1), numbers.get("block_size", 0)
-    if scales.size == 1:
-        axis = block = 0
-    elif axis < 0:
-        axis += len(shape)
-    low, high = kept_range(numpy_helper.to_array(weight), zeros)
-    return Quantization(
-        weight.name, dtype, shape, scales.astype("<f4").tobytes(),
-        np.broadcast_to(zeros.reshape(-1), scales.size).astype("<i4").tobytes(), axis, block, low, high,
-    )  # fmt: skip
 
 
 def choose_trainable(
@@ -295,6 +245,7 @@ def read_weights(model: str | Path | bytes) -> dict[str, FloatArray]:
 
     Needs `onnx`. Raises ModelError.
     """
+    from .integers import quantizations
     from .onnxio import load_model, normalize
     from .slots import weight_names
 
@@ -314,6 +265,7 @@ def export_model(model: str | Path | bytes, weights: Mapping[str, FloatArray]) -
         places = raw_tensors(data)
         if all(name in places and places[name].dtype == "float32" for name in weights):
             return patch(data, weights)
+    from .integers import quantizations
     from .onnxio import load_model, normalize
 
     proto = normalize(*load_model(model))

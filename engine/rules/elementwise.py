@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from .table import Site, gradient, gradient_each
+from .table import Site, gradient, gradient_each, widens
 
 #: Numbers of the element types in ONNX that a gradient can have.
 FLOATS = {"float32": 1, "float16": 10, "float64": 11}
@@ -240,6 +240,8 @@ def _(s: Site) -> str:
 @gradient("Cast", 0)
 def _(s: Site) -> str:
     source = s.graph.types[s.x()].dtype
+    if widens(s.graph, s.node):
+        return s.g
     if source not in FLOATS:
         s.refuse("it reads quantized integers as numbers; use DequantizeLinear")
     return s.g if source == s.graph.types[s.y].dtype else s.op("Cast", s.g, to=FLOATS[source])

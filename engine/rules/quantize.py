@@ -25,10 +25,8 @@ import numpy as np
 
 from ..graph import Array, Node
 from .elementwise import FLOATS
-from .table import QUANTIZERS, Site, gradient
+from .table import INTEGERS, QUANTIZERS, Site, gradient, widens
 
-#: Integer types that a value may be quantized to.
-INTEGERS = ("int8", "uint8", "int16", "uint16", "int32")
 #: Operators that only move elements: they may stand between QuantizeLinear and DequantizeLinear.
 _MOVES = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 
@@ -144,7 +142,7 @@ def _origin(s: Site) -> Node | None:
             s.refuse(f"it reads integers from the model's input {name!r}; quantize inside the model")
         if node.op == "QuantizeLinear":
             return node
-        if node.op not in _MOVES:
+        if node.op not in _MOVES and not (node.op == "Cast" and widens(s.graph, node)):
             s.refuse(
                 f"it reads integers that {node.op} (node {node.name!r}) computed; quantize with "
                 "quant_format=QuantFormat.QDQ, which leaves arithmetic in real numbers"

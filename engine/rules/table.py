@@ -158,6 +158,17 @@ RULES: dict[str, Entry] = {}
 STOPS: dict[str, str] = {}
 #: Operators whose integers stand for real numbers: a gradient flows through them, and on through integers.
 QUANTIZERS: set[str] = set()
+#: Integer types that a value may be quantized to.
+INTEGERS = ("int8", "uint8", "int16", "uint16", "int32")
+
+
+def widens(graph: Graph, node: Node) -> bool:
+    """Whether a Cast takes every integer of its input to the same integer."""
+    kinds = [graph.types[name].dtype for name in (node.inputs[0], node.outputs[0])]
+    if not all(kind in INTEGERS for kind in kinds):
+        return False
+    narrow, wide = (np.iinfo(kind) for kind in kinds)
+    return bool(wide.min <= narrow.min and narrow.max <= wide.max)
 
 
 def integer_remedy(op: str) -> str:
