@@ -21,7 +21,6 @@ from .errors import DataError, EngineError, ModelError
 from .plan import Quantization
 from .quantized import IntegerArray, dequantize, quantize
 
-
 FloatArray = npt.NDArray[np.float32]
 
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW = 7, 5, 1, 2, 8, 9

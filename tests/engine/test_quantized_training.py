@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from sanderling.engine import (
     Trainer,
@@ -24,6 +25,7 @@ from sanderling.engine.graph import Array, Builder, TensorType
 from sanderling.engine.plan import Quantization
 from sanderling.engine.weights import view_weights
 from tests.support.quantized import batch_of, graph_of, quantize, quantized, recalibrated, reference, relative_error
+from tests.support.zoo import export, module, sample
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: whole models are compared with it")
 
@@ -35,6 +37,16 @@ WAYS: dict[str, dict[str, Any]] = {
     "plain": {"prepared": False},
     "symmetric": {"extra_options": {"ActivationSymmetric": True}},
 }
+#: Other spellings of the same.
+SPELLINGS: dict[str, dict[str, Any]] = {
+    "contrib": {"extra_options": {"UseQDQContribOps": True}},
+    "contrib-wide": {"activation": "uint16", "extra_options": {"UseQDQContribOps": True}},
+    "wide": {"activation": "int16", "weight": "int16"},
+    "real-weights": {"extra_options": {"AddQDQPairToWeight": True}},
+    "real-biases": {"extra_options": {"QuantizeBias": False}},
+    "zero-points": {"weight": "uint8", "activation": "uint8", "extra_options": {"WeightSymmetric": False}},
+    "some": {"op_types_to_quantize": ["Conv"]},
+}
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.3], ids=["calibrated", "saturating"])
@@ -43,6 +55,50 @@ WAYS: dict[str, dict[str, Any]] = {
 )
 def test_gradients_are_those_of_straight_through(name: str, way: str, factor: float) -> None:
     check_gradients(recalibrated(quantized(name, **WAYS[way]), factor), name)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_gradients_of_other_spellings(spelling: str) -> None:
+    check_gradients(quantized("ds_cnn_1d", **SPELLINGS[spelling]), "ds_cnn_1d")
+
+
+@pytest.mark.parametrize("opset", [13, 15, 19, 21])
+def test_gradients_of_all_opsets(opset: int) -> None:
+    model = export(module("ds_cnn_1d"), sample("ds_cnn_1d"), opset=opset)
+    check_gradients(quantize(model, [sample("ds_cnn_1d")]), "ds_cnn_1d")
+
+
+def test_constants_in_nodes_and_what_is_made_of_them() -> None:
+    """As PyTorch writes converted models: constants in nodes, zero points computed, integers cast in between."""
+    proto = onnx.load_model_from_string(quantized("mlp"))
+    graph = proto.graph
+    wanted = read_weights(proto.SerializeToString())
+    zeros = {n.input[2] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in wanted}
+    constants = [t for t in graph.initializer if t.name not in zeros]
+    made = [helper.make_node("Constant", [], [t.name], value=t) for t in constants]
+    for tensor in (t for t in graph.initializer if t.name in zeros):
+        shape = numpy_helper.from_array(np.array(tensor.dims, np.int64))
+        made.append(helper.make_node("Constant", [], [f"{tensor.name}_shape"], value=shape))
+        made.append(helper.make_node("ConstantOfShape", [f"{tensor.name}_shape"], [f"{tensor.name}_real"]))
+        made.append(helper.make_node("Cast", [f"{tensor.name}_real"], [tensor.name], to=tensor.data_type))
+    for node in list(graph.node):
+        if node.op_type == "QuantizeLinear":
+            made += [
+                node,
+                helper.make_node("Cast", [node.output[0]], [f"{node.output[0]}_cast"], to=onnx.TensorProto.INT8),
+            ]
+        else:
+            for position, name in enumerate(node.input):
+                if name.endswith("QuantizeLinear_Output") and not name.endswith("DequantizeLinear_Output"):
+                    node.input[position] = f"{name}_cast"
+            made.append(node)
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(made)
+    model = proto.SerializeToString()
+    given = read_weights(model)
+    assert given.keys() == wanted.keys()
+    assert all(np.array_equal(v, wanted[n]) for n, v in given.items())
+    check_gradients(model, "mlp")
 
 
 @pytest.mark.system

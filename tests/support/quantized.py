@@ -180,6 +180,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Transpose": lambda n, x: x.permute(n.attributes["perm"]),
     "Concat": lambda n, *xs: torch.cat(xs, n.attributes["axis"]),
     "Identity": lambda n, x: x,
+    "Cast": lambda n, x: x,
 }  # fmt: skip
 
 
