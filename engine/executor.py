@@ -44,8 +44,12 @@ class _Bound:
 class Executor:
     """Sessions and buffers of one plan."""
 
-    def __init__(self, plan: TrainingPlan, weights: Mapping[str, Array], random: np.random.Generator | None) -> None:
-        """`random` rounds weights that are integers; None where there are none."""
+    def __init__(
+        self, plan: TrainingPlan, weights: Mapping[str, Array], random: np.random.Generator | None,
+        copied: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """`random` rounds weights that are integers; None where there are none. `copied` is called once `weights` are
+        no longer needed, before any session is made."""
         info = plan.info
         if info.block and not blocks_agree(plan.probe):
             raise PlanError(
@@ -71,6 +75,7 @@ class Executor:
         self.weights: dict[str, Array] = {n: v for s in self.storage.values() for n, v in s.views.items()}
         for name, value in weights.items():
             self.weights[name][...] = value
+        copied()
         self.inputs: dict[str, Array] = {t.name: np.zeros(t.shape, t.dtype) for t in (*info.inputs, *info.targets)}
         self._loss = np.zeros((), np.float32)
         #: Told the number of a session when it begins (True) and when it has ended (False).

@@ -35,6 +35,12 @@ def data_offset(file: int, info: zipfile.ZipInfo) -> int:
     return info.header_offset + _LOCAL_HEADER + int(name) + int(extra)
 
 
+def release(view: memoryview) -> None:
+    """Let go of the memory behind a view of a file; what is read again comes from the file again."""
+    if isinstance(view.obj, mmap.mmap):
+        view.obj.madvise(mmap.MADV_DONTNEED)
+
+
 class Members(Protocol):
     """Bytes by name."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from .clipping import check_clipping, norm_factor, squared_norm
 from .errors import EngineError, NonFiniteError
 from .executor import Executor, FloatArray
 from .graph import Array
+from .members import release
 from .optimizers import OptimizerState, Scratch, Slot, make_optimizer
 from .plan import TrainingPlan
 from .quantized import quantize
@@ -77,8 +79,9 @@ class Trainer:
         added: dict[str, Array] = {}
         for adapter in plan.info.adapters:
             added |= initial(adapter, shapes[adapter.weight])
-        values = view_weights(plan.view_model(), [n for n in shapes if n not in added])
-        self._executor = Executor(plan, values | added, self._random)
+        model = plan.view_model()
+        values = view_weights(model, [n for n in shapes if n not in added])
+        self._executor = Executor(plan, values | added, self._random, partial(release, model))
         scratch = Scratch()
         self._states = {
             i: OptimizerState(plan.info.optimizer, plan.info.optimizer_state, _slots(g, decay), scratch)
