@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from .errors import UnsupportedOperatorError
+from .errors import ModelError, UnsupportedOperatorError
 from .graph import DETACHED, Builder, Graph, Node
 from .rules import QUANTIZERS, REFUSED, RULES, STOPS, Site, integer_remedy
 
@@ -97,6 +97,17 @@ def check_complete(graph: Graph) -> None:
                     f"it has no gradient rule, and {name!r} may be its weights; to leave it as it is, name the weights "
                     'to train (`trainable`: "last", "bias" or patterns)',
                 )  # fmt: skip
+
+
+def check_reached(graph: Graph, wanted: Collection[str]) -> None:
+    """Raise ModelError when the outputs depend on no wanted tensor but through operators without a gradient."""
+    if not dependents(graph, graph.nodes, wanted).intersection(graph.outputs):
+        between = sorted({node.op for node in graph.nodes if node.op in STOPS})
+        raise ModelError(
+            f"{graph.source}: no gradient reaches the weights to train ({', '.join(list(wanted)[:4])}): the output "
+            f"does not depend on them, or only through operators without one ({', '.join(between) or 'none here'}); "
+            "choose another output (`output`) or other weights (`trainable`)"
+        )
 
 
 def check_supported(graph: Graph, wanted: Collection[str]) -> None:

@@ -23,7 +23,7 @@ from .blocked import DOMAIN, block_size, probe_model
 from .checkpoints import stored_share
 from .costs import SESSION, total_seconds
 from .cuts import Chain, Cutting
-from .differentiate import check_complete, check_supported
+from .differentiate import check_complete, check_reached, check_supported
 from .errors import EngineError, ModelError, UnsupportedOperatorError
 from .exchange import arrange
 from .footprint import (
@@ -127,6 +127,7 @@ class Drafts:
             self.weights += factors
             self.trainable += factors
         check_supported(graph, self.trainable)
+        check_reached(graph, self.trainable)
         if trainable == "all" and adapters is None:
             check_complete(graph)
         self.weights += [n for n in running if n in graph.constants]

@@ -118,6 +118,7 @@ REFUSED: list[tuple[bytes, type[Exception], str]] = [
     (linear(node("ArgMax", "h", axis=1), result=TensorProto.INT64), ModelError, "'y' is int64"),
     (linear(node("CumProd", "h", "y", "axis"), opset=26), ModelError, "CumProd .node 'cumprod'.*may mean something"),
     (linear(node("Identity", "h"), opset=29), ModelError, "opset 29 is newer than 28"),
+    (linear(node("Round", "h")), ModelError, "no gradient reaches the weights to train .w.*Round"),
     (linear(node("Hardmax", "h")), UnsupportedOperatorError, "Hardmax .node 'hardmax'."),
     (linear(node("RandomNormalLike", "h")), UnsupportedOperatorError, "RandomNormalLike.*draws random numbers"),
 ]  # fmt: skip
