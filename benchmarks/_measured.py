@@ -37,7 +37,12 @@ def ours(folder: Path, optimizer: str, threads: int) -> Step:
     return lambda: trainer.step(x, y)
 
 
-def pytorch(folder: Path, optimizer: str, threads: int) -> Step:
+def folded(folder: Path, optimizer: str, threads: int) -> Step:
+    """Eager PyTorch with batch normalization folded into convolutions, as the exporter folds it."""
+    return pytorch(folder, optimizer, threads, fold=True)
+
+
+def pytorch(folder: Path, optimizer: str, threads: int, fold: bool = False) -> Step:
     """Eager PyTorch; batch normalization with frozen statistics, as in the exported model."""
     import torch
 
@@ -45,6 +50,10 @@ def pytorch(folder: Path, optimizer: str, threads: int) -> Step:
     torch.set_num_interop_threads(1)
     sys.path.insert(0, str(Path(__file__).parents[1]))
     net = torch.load(folder / "net.pt", weights_only=False).eval()
+    if fold:
+        from torch.fx.experimental.optimization import fuse
+
+        net = fuse(net)
     batch = _arrays(folder)
     x, y = torch.from_numpy(batch["x"]), torch.from_numpy(batch["y"])
     loss = torch.nn.functional.cross_entropy if batch["y"].dtype.kind == "i" else torch.nn.functional.mse_loss
@@ -173,7 +182,8 @@ def _arrays(folder: Path) -> dict[str, Any]:
 
 
 KINDS: dict[str, Callable[[Path, str, int], Step]] = {
-    "ours": ours, "pytorch": pytorch, "onnxruntime-training": onnxruntime_training, "onnxsim": onnxsim,
+    "ours": ours, "pytorch": pytorch, "pytorch-folded": folded,
+    "onnxruntime-training": onnxruntime_training, "onnxsim": onnxsim,
 }  # fmt: skip
 
 

@@ -1,10 +1,10 @@
 """Time and memory of a training step, ours and the peers', same machine, same run. Prints JSON.
 
-    python benchmarks/speed.py [--peers] [--threads N] [--rounds N] [--seconds S] [--only NAME ...]
+    python benchmarks/speed.py [--peers] [--folded] [--threads N] [--rounds N] [--seconds S] [--only NAME ...]
 
 Nine models of `tests/support/zoo`, with the same weights and the same batch everywhere: ours from a plan file, as on
 a device; PyTorch eagerly, in evaluation mode, that is with the frozen statistics of batch normalization that the
-exported model has (where the exporter folds them into a convolution the work is the same, written differently); with
+exported model has, and with `--folded` once more with them folded into the convolutions as the exporter does; with
 `--peers` also onnxruntime-training 1.19.2 and onnxsim's training, each in an environment of its own that is made under
 the cache directory. Every measurement is a fresh process; rounds alternate between the kinds, and medians over the
 rounds are reported, so that a machine that slows down slows everybody. Every kind reports the loss of its first step:
@@ -118,7 +118,7 @@ def environment(peer: str) -> str:
 def measure(kind: str, python: str, optimizer: str, threads: int, seconds: float, folder: Path) -> Any:
     """One fresh process; None with the reason on stderr if it cannot run the model."""
     count = str(threads)
-    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" or kind in ("ours", "pytorch")}
+    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" or kind not in PEERS}
     variables = {"OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": count}
     done = subprocess.run(
         [python, str(CHILD), kind, optimizer, count, str(seconds), str(folder / optimizer)],
@@ -175,6 +175,7 @@ def main() -> None:
     """Measure all cases."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--peers", action="store_true", help="onnxruntime-training and onnxsim as well")
+    parser.add_argument("--folded", action="store_true", help="PyTorch with batch normalization folded as well")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.0, help="of steps in each process")
@@ -182,6 +183,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(CASES))
     options = parser.parse_args()
     pythons = {"ours": sys.executable, "pytorch": sys.executable}
+    if options.folded:
+        pythons["pytorch-folded"] = sys.executable
     if options.peers:
         pythons |= {peer: environment(peer) for peer in PEERS}
     results: dict[str, Any] = {
