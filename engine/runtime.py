@@ -66,6 +66,8 @@ def step_session(model: bytes, threads: int = 1) -> Any:
     chosen.enable_mem_pattern = False
     chosen.enable_mem_reuse = False  # it keeps a dead tensor until another of its size comes along
     chosen.add_session_config_entry("session.use_env_allocators", "1")
+    # at any level of optimization it copies DequantizeLinear nodes with several readers to the end of the order
+    chosen.add_session_config_entry("session.disable_quant_qdq", "1")
     chosen.add_session_config_entry("session.use_device_allocator_for_initializers", "1")  # not in the arena
     try:
         return ort.InferenceSession(model, chosen, providers=["CPUExecutionProvider"])
