@@ -70,6 +70,7 @@ CASES = {
     "filled up": sizes((3, 24, 6, 6), 40, (3, 3), pads=(1, 1, 1, 1)),
     "filled up, not a multiple of 4": sizes((2, 30, 5, 5), 45, (3, 3), pads=(1, 0, 2, 1)),
     "pointwise": sizes((2, 32, 5, 6), 16, (1, 1)),
+    "pointwise, many places": sizes((3, 24, 16, 17), 16, (1, 1)),
     "pointwise, strided": sizes((2, 32, 7, 6), 16, (1, 1), stride=2),
     "strided": sizes((2, 16, 12, 12), 32, (3, 3), stride=2, pads=(1, 1, 1, 1)),
     "strided, odd": sizes((2, 16, 11, 9), 32, (3, 3), stride=2, pads=(0, 0, 0, 0)),
@@ -96,7 +97,7 @@ def test_convolutions_in_blocks_compute_the_same(case: str, op: str) -> None:
     program, given, wanted = both(op, CASES[case], biased=not max(CASES[case].stride) > max(CASES[case].kernel))
     close(given, wanted)
     product = case.startswith("pointwise") and op == FILTER_GRADIENT
-    assert any(n.op == "Gemm" if product else n.domain == DOMAIN for n in program.nodes)
+    assert any(n.op in ("Gemm", "FusedMatMul") if product else n.domain == DOMAIN for n in program.nodes)
 
 
 @needs_blocks
