@@ -38,6 +38,9 @@ def kind_of(name: str, kinds: Mapping[str, str]) -> str:
     return kind if kind.startswith("float") or not name.startswith(GRADIENT) else "float32"
 
 
+_GROUP = "group "
+
+
 @dataclass(slots=True)
 class Exchange:
     """Places in the buffer between sessions. A slot is the name of a place."""
@@ -54,10 +57,15 @@ class Exchange:
     #: {slot: its bytes, and the first and the last step that need it}.
     spans: dict[str, Span] = field(default_factory=dict)
 
+    @property
+    def crossing_bytes(self) -> int:
+        """Bytes of what crosses cuts and of its gradients, without those of weights."""
+        return place({name: span for name, span in self.spans.items() if not name.startswith(_GROUP)})[1]
+
     @staticmethod
     def group_slot(step: int) -> str:
         """The slot of the flat gradient of the group that this step completes."""
-        return f"group {step}"
+        return f"{_GROUP}{step}"
 
 
 def arrange(info: Description) -> Exchange:
