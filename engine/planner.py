@@ -23,15 +23,17 @@ from .plancache import PlanCache, key
 from .search import Search
 from .sparse import choose_sparse
 
-#: Precision -> levels, tried in this order: exact before coded, and the fast layout before the small one.
+#: The fast layout before the small ones.
+_LAYOUTS = ("blocked", "lean", "plain")
+#: Precision -> levels, tried in this order: exact before coded.
 _LEVELS = {
     "auto": [
-        *(Level(), Level(blocked=False)),
-        *(Level("dynamic8"), Level("dynamic8", blocked=False)),
-        *(Level("dynamic8", "int8"), Level("dynamic8", "int8", blocked=False)),
+        Level(state, checkpoints, layout)
+        for state, checkpoints in (("float32", "float32"), ("dynamic8", "float32"), ("dynamic8", "int8"))
+        for layout in _LAYOUTS
     ],
-    "float32": [Level(), Level(blocked=False)],
-    "int8": [Level("dynamic8", "int8"), Level("dynamic8", "int8", blocked=False)],
+    "float32": [Level(layout=layout) for layout in _LAYOUTS],
+    "int8": [Level("dynamic8", "int8", layout) for layout in _LAYOUTS],
 }
 
 

@@ -40,10 +40,12 @@ def write_steps(
     block: int = 0,
     threads: int = 1,
     checkpoints: str = "float32",
+    lean: bool = False,
 ) -> list[Step]:
     """The steps of training a graph that ends in `LOSS`, for these cuts. `block`: see `blocked.py`.
 
-    `checkpoints`: "float32", or "int8" to keep what is recomputed from in blocks of one byte per number.
+    `checkpoints`: "float32", or "int8" to keep what is recomputed from in blocks of one byte per number. `lean`: make
+    the blocked forms of weights again for each reader rather than keep them.
     Raises UnsupportedOperatorError.
     """
     segments = [_Segment(graph, begin, end) for begin, end in pairwise([0, *cuts, len(graph.nodes)])]
@@ -55,7 +57,7 @@ def write_steps(
         made = {t for s in segments for t in s.made}
         again = {t for s, backward in zip(segments[:-1], backwards, strict=False) if backward for t in s.read}
         coding = {t for t in again & made if codable(graph.types[t])}
-    writer = StepWriter(graph, weights, block, threads)
+    writer = StepWriter(graph, weights, block, threads, lean=lean)
     for name in coding:
         writer.types |= coded(name, graph.types[name])
     steps: list[Step] = []

@@ -60,6 +60,9 @@ class StepWriter:
     #: Tensors of the graph that steps exchange in the runtime's blocked layout; their gradients are exchanged so too.
     blocked: set[str] = field(default_factory=set)
 
+    #: Whether forms of weights are made again for each reader rather than kept.
+    lean: bool = False
+
     def __post_init__(self) -> None:
         self.types = dict(self.graph.types)
         if any(node.op in QUANTIZERS for node in self.graph.nodes):
@@ -90,6 +93,7 @@ class StepWriter:
         program = lower(
             kept, types, used, reads, list(outputs), self.graph.opset, self.block, self.threads, self.exact,
             blocked, free, [n for n in outputs if n.startswith(GRADIENT) and n.removeprefix(GRADIENT) in self.weights],
+            self.weights.intersection(reads) if self.lean else (),
         )  # fmt: skip
         self.blocked.update(program.blocked.intersection(free))
         arguments, results = ({n: program.types[n] for n in names} for names in (reads, outputs))

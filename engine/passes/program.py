@@ -30,6 +30,8 @@ class Program:
     blocked: frozenset[str] = frozenset()
     free: frozenset[str] = frozenset()
     loose: frozenset[str] = frozenset()  # outputs that may leave in any shape of their size
+    #: Weights whose forms are made again for each reader rather than kept.
+    lean: frozenset[str] = frozenset()
     _shared: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
     _count: int = 0
 

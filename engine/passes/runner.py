@@ -26,6 +26,7 @@ from . import (
     pieces,
     plain,
     products,
+    rederive,
 )
 from .program import Program
 
@@ -56,6 +57,7 @@ _PASSES: tuple[tuple[str, Pass], ...] = (
     ("functions", functions.write_out),
     ("masks", masks.hoist),
     ("dequantized again", dequantize.again),
+    ("forms of weights", rederive.rederive),
 )
 
 
@@ -72,18 +74,19 @@ def lower(
     blocked: Collection[str] = (),
     free: Collection[str] = (),
     loose: Collection[str] = (),
+    lean: Collection[str] = (),
 ) -> Program:
     """The program that computes what `nodes` do, as the runtime is to run it.
 
     `types` covers what is known; the result has the type of every tensor that has one. `exact` tensors keep the bits
     that their operators give as they are written. `blocked` inputs arrive in blocks and `blocked` outputs leave so;
     `free` outputs leave so where that is how they are made (the program's `blocked` says). `loose` outputs leave
-    in any shape of their size (`types` says). Raises EngineError when a
-    pass leaves something incomplete behind (a defect of this package).
+    in any shape of their size (`types` says). Forms of `lean` inputs are made again for each reader. Raises EngineError
+    when a pass leaves something incomplete behind (a defect of this package).
     """
     program = Program(
         list(nodes), dict(types), dict(constants), tuple(inputs), tuple(outputs), opset, block, threads, exact,
-        frozenset(blocked), frozenset(free), frozenset(loose),
+        frozenset(blocked), frozenset(free), frozenset(loose), frozenset(lean),
     )  # fmt: skip
     for name, value in constants.items():
         program.types.setdefault(name, TensorType(value.dtype.name, value.shape))
