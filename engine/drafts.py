@@ -28,6 +28,7 @@ from .errors import EngineError, ModelError, UnsupportedOperatorError
 from .exchange import arrange
 from .footprint import (
     OPERATOR_BYTES,
+    QUANTIZED_BYTES,
     SESSION_BYTES,
     STEP_BYTES,
     Footprint,
@@ -37,7 +38,7 @@ from .footprint import (
     session_bytes,
 )
 from .graph import Builder, Graph
-from .integers import quantizations
+from .integers import check_trained, quantizations
 from .layouts import samples_first
 from .loss import LABELS, LOSS, SAMPLE_WEIGHT, TARGETS, TEACHER, attach_loss, loss_options
 from .losses import find_loss
@@ -135,6 +136,7 @@ class Drafts:
         check_reached(graph, self.trainable)
         if trainable == "all" and adapters is None:
             check_complete(graph)
+            check_trained(self.proto, names, self.name)
         self.weights += [n for n in running if n in graph.constants]
         self._forget()
 
@@ -230,7 +232,7 @@ class Drafts:
             exchange=exchange,
             arena=arena_resident(arena),
             sessions=sum(session_bytes(s.operators, len(s.model)) for s in steps),
-            step=STEP_BYTES,
+            step=STEP_BYTES + (QUANTIZED_BYTES if self._quantized else 0),
             reserve=self.reserve,
         )
 

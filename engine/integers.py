@@ -43,6 +43,24 @@ def quantizations(proto: onnx.ModelProto, names: Collection[str], source: str = 
     return found
 
 
+def check_trained(proto: onnx.ModelProto, names: Collection[str], source: str) -> None:
+    """Raise UnsupportedOperatorError for matrices of integers that cannot be weights: "all" would leave them out."""
+    tensors = {t.name: t for t in proto.graph.initializer}
+    for node in proto.graph.node:
+        tensor = tensors.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if tensor is None or tensor.name in names or len(tensor.dims) < 2:
+            continue
+        kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
+        scale = tensors.get(node.input[1])
+        real = "float" if scale is None else onnx.TensorProto.DataType.Name(scale.data_type).lower()
+        if KINDS.get(tensor.data_type) not in DTYPES or real != "float":
+            raise UnsupportedOperatorError(
+                node.op_type, node.name, source,
+                f"{tensor.name!r} is made of {kind} with scales of {real}, which is not trained; quantize to "
+                f'{", ".join(DTYPES)} with scales of float, or name the weights to train (`trainable`)',
+            )  # fmt: skip
+
+
 class _Constants:
     """Values of a model that depend on its initializers alone."""
 

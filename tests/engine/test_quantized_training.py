@@ -11,6 +11,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from sanderling.engine import (
+    EngineError,
     Trainer,
     UnsupportedOperatorError,
     compile,
@@ -354,3 +355,25 @@ def test_integers_beside_real_weights_are_not_left_out_silently(first: str, name
     model = onnxio.to_bytes(b.nodes, kinds, outputs, b.constants, 18, free_batch=True)
     with pytest.raises(UnsupportedOperatorError, match=rf"{named}.*computes with integers"):
         compile(model)
+
+
+def test_integers_of_four_bits_are_not_left_out_silently() -> None:
+    model = export(module("mlp"), sample("mlp"), "dynamo", opset=21)
+    small = quantize(model, [sample("mlp")], weight="int4", per_channel=False)
+    with pytest.raises(UnsupportedOperatorError, match=r"made of int4.*quantize to int8") as caught:
+        compile(small)
+    assert caught.value.operator == "DequantizeLinear"
+    assert compile(small, trainable="bias").info.trainable
+
+
+def test_adapters_need_real_weights() -> None:
+    with pytest.raises(EngineError, match="adapters"):
+        compile(quantized("mlp"), adapters={"rank": 2})
+
+
+def test_a_limit_holds_for_quantized_models() -> None:
+    """What a trial run takes is what was computed, within a tenth."""
+    plan = compile(quantized("ds_cnn_2d"), batch=8, memory_limit=120 * 2**20)
+    footprint = plan.info.footprint
+    assert plan.info.measured
+    assert abs(footprint.correction - 2 * 2**20) < 0.1 * footprint.total

@@ -29,7 +29,8 @@ from .zoo import ZOO, export, module, sample
 
 Array = npt.NDArray[Any]
 TYPES = {
-    "int8": QuantType.QInt8, "uint8": QuantType.QUInt8, "int16": QuantType.QInt16, "uint16": QuantType.QUInt16,
+    "int4": QuantType.QInt4, "int8": QuantType.QInt8, "uint8": QuantType.QUInt8,
+    "int16": QuantType.QInt16, "uint16": QuantType.QUInt16,
 }  # fmt: skip
 
 
