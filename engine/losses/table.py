@@ -113,7 +113,9 @@ def several(options: Mapping[str, OptionValue], name: str) -> tuple[float, ...]:
 
 
 #: What may stand between an activation and the output; Dropout does nothing in an inference graph.
-_SEEN_THROUGH = ("Identity", "Cast", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
+_SEEN_THROUGH = (
+    "Identity", "Cast", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "QuantizeLinear", "DequantizeLinear",
+)  # fmt: skip
 #: Operators whose results have their channels at axis 1, and those that mix the last axis.
 _CHANNELS_FIRST = (
     "Conv", "ConvTranspose", "Resize", "MaxPool", "AveragePool", "GlobalAveragePool", "BatchNormalization",

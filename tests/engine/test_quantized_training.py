@@ -377,3 +377,17 @@ def test_a_limit_holds_for_quantized_models() -> None:
     footprint = plan.info.footprint
     assert plan.info.measured
     assert abs(footprint.correction - 2 * 2**20) < 0.1 * footprint.total
+
+
+def test_a_final_quantized_softmax_is_seen_through() -> None:
+    net = torch.nn.Sequential(module("mlp"), torch.nn.Softmax(1))
+    model = quantize(export(net, sample("mlp")), [sample("mlp", seed=seed) for seed in range(3)])
+    x, y = batch_of("mlp", 4)
+    graph = graph_of(model, 4)
+    softmax = next(n for n in graph.nodes if n.op == "Softmax")
+    assert [n.op for n in graph.nodes][-2:] == ["QuantizeLinear", "DequantizeLinear"]
+    graph.nodes = graph.nodes[: graph.nodes.index(softmax)]
+    graph.outputs = [softmax.inputs[0]]
+    logits, _ = reference(graph, {"x": x}, read_weights(model))
+    wanted = torch.nn.functional.cross_entropy(logits, torch.tensor(y)).item()
+    assert Trainer(compile(model, batch=4)).loss(x, y) == pytest.approx(wanted, rel=1e-5)
