@@ -10,6 +10,7 @@ import pytest
 from sanderling.engine import UnsupportedOperatorError, onnxio, read_weights
 from sanderling.engine.checker import pull_back
 from sanderling.engine.graph import Array, Builder, TensorType
+from sanderling.engine.passes import lower
 from sanderling.engine.plan import Quantization
 from sanderling.engine.quantized import dequantize, kept_range, move, quantize, scale_at
 from sanderling.engine.rules.quantize import interval
@@ -296,3 +297,30 @@ def test_the_range_of_the_quantizer_is_kept() -> None:
     assert kept_range(np.array([0, 127], np.uint8), zero + 64) == (0, 127)
     assert kept_range(np.array([0, 255], np.uint8), zero + 128) == (0, 255)
     assert kept_range(np.array([5, -5], np.int32), zero) == (-(2**31), 2**31 - 1)
+
+
+def test_passes_keep_integers_and_masks_instead_of_real_numbers() -> None:
+    """A mask is made where its tensor is; what is read late is dequantized again; neither changes a result."""
+    b = Builder("h")
+    scale, zero = b.constant(np.array(0.02, np.float32)), b.constant(np.array(3, np.int8))
+    real = b.op("Exp", "x", name="real")
+    q = b.op("QuantizeLinear", real, scale, zero, name="q")
+    first = b.op("DequantizeLinear", q, scale, zero, name="first")
+    later = b.op("Sigmoid", first)
+    for _ in range(12):
+        later = b.op("Sin", later)
+    clipped = b.op("Clip", real, b.constant(np.array(0.5, np.float32)), b.constant(np.array(2, np.float32)))
+    mask = b.op("Cast", b.op("Equal", real, clipped, name="mask"), to=1)
+    b.op("Add", b.op("Mul", first, later), mask, name="y")
+    kind = TensorType("float32", (40, 50))
+    model = onnxio.to_bytes(b.nodes, {"x": kind}, {"y": None}, b.constants, 18)
+    types = onnxio.infer_types(model)
+    program = lower(b.nodes, types, b.constants, ["x"], ["y"], 18)
+    order = [name for node in program.nodes for name in node.outputs]
+    assert order.index("mask") == order.index("real") + 2
+    readers = [n for n in program.nodes if n.op == "DequantizeLinear"]
+    assert len(readers) == 2
+    assert order.index(readers[1].outputs[0]) > order.index(readers[0].outputs[0]) + 12
+    lowered = onnxio.to_bytes(program.nodes, {"x": kind}, {"y": None}, program.constants, 18)
+    x = np.random.default_rng(0).standard_normal(kind.shape).astype(np.float32)
+    assert np.array_equal(run_once(lowered, {"x": x}, ["y"])[0], run_once(model, {"x": x}, ["y"])[0])
