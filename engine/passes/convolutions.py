@@ -210,8 +210,6 @@ def filter_gradient(lay: Layout, node: Node) -> bool:
     if max(z.kernel) == 1 and not any(z.before):
         _pointwise_filter(lay, node, z)
         return True
-    if z.dilation[1] > 1:
-        return False
     _dense_filter(lay, node, z)
     return True
 
@@ -268,33 +266,55 @@ def _pointwise_filter(lay: Layout, node: Node, z: Geometry) -> None:
 
 
 def _dense_filter(lay: Layout, node: Node, z: Geometry) -> None:
-    """See above. The operator takes fewer than a block of input channels, here samples, at once: the rest adds up."""
+    """See above. The operator takes fewer than a block of input channels, here samples, at once: the rest adds up.
+
+    One axis is taken as rows: pads and dilations of rows cost nothing. Taps with dilated columns are done one by one.
+    """
     x, g = lay.channels_last(node.inputs[0]), lay.in_blocks(node.inputs[1])
-    outer, places = lay.up(z.outputs) // lay.block, math.prod(z.positions)
-    (top, left), (bottom, right) = z.before, z.behind
-    height, width = z.length[0] + min(bottom, 0), z.length[1] + left + right
-    taps = math.prod(z.kernel)
+    if z.length[0] == z.kernel[0] == z.positions[0] == 1:
+        z = _turned_axes(z)
+        x = lay.reshape(x, (z.batch, *z.length, z.inputs))
+    outer, places, taps = lay.up(z.outputs) // lay.block, math.prod(z.positions), math.prod(z.kernel)
+    (top, left), bottom = z.before, z.behind[0]
+    height, rows = z.length[0] + min(bottom, 0), z.kernel[0]
+    together = z.kernel[1] if z.dilation[1] == 1 else 1
     parts = -(-z.batch // (lay.block - 1))
     each = -(-z.batch // parts)
-    product = ""
+    products = [""] * (z.kernel[1] // together)
     for first in range(0, z.batch, each):
         count = min(each, z.batch - first)
         rest = z.batch - first - count
-        image = lay.pad(x, (-first, 0, left, 0, -rest, min(bottom, 0), right, 0))
         blocks = lay.reshape(g, (z.batch, outer, places, lay.block))
         if count < z.batch:
             limits = (lay.ints(first), lay.ints(first + count), lay.ints(0))
             blocks = lay.op("Slice", (blocks, *limits), (count, outer, places, lay.block))
-        blocks = lay.transpose(blocks, 1, 0, 2, 3)
-        arguments = (
-            lay.reshape(image, (1, count, height, width * z.inputs)),
-            lay.reshape(blocks, (outer * lay.block, count, *z.positions)),
-            *(("", product) if product else ()),
-        )
+        blocks = lay.reshape(lay.transpose(blocks, 1, 0, 2, 3), (outer * lay.block, count, *z.positions))
+        for part, before in enumerate(products):
+            # the columns that the taps of this part look at, from the first to the last
+            skipped = part * z.dilation[1]
+            width = (z.positions[1] - 1) * z.stride[1] + together
+            behind = width - (z.length[1] + left - skipped)
+            image = lay.pad(x, (-first, 0, left - skipped, 0, -rest, min(bottom, 0), behind, 0))
+            image = lay.reshape(image, (1, count, height, width * z.inputs))
+            products[part] = lay.op(
+                "Conv", (image, blocks, *(("", before) if before else ())),
+                (1, outer * lay.block, rows, together * z.inputs), DOMAIN,
+                kernel_shape=list(z.positions), strides=[z.dilation[0], 1],
+                dilations=[z.stride[0], z.stride[1] * z.inputs], pads=[top, 0, max(bottom, 0), 0], group=1,
+            )  # fmt: skip
+    product = products[0]
+    if len(products) > 1:
+        lines = (outer * rows, z.inputs * lay.block)
         product = lay.op(
-            "Conv", arguments, (1, outer * lay.block, z.kernel[0], z.kernel[1] * z.inputs), DOMAIN,
-            kernel_shape=list(z.positions), strides=[z.dilation[0], 1],
-            dilations=[z.stride[0], z.stride[1] * z.inputs], pads=[top, 0, max(bottom, 0), 0], group=1,
-        )  # fmt: skip
+            "Concat", tuple(lay.reshape(p, lines) for p in products), (lines[0], len(products) * lines[1]), axis=1
+        )
     flat = lay.exchanged(lay.reshape(product, (outer, taps * z.inputs, lay.block)), taps, z.inputs)
     _hand_out(lay, node, flat, z.outputs, z.inputs * taps)
+
+
+def _turned_axes(z: Geometry) -> Geometry:
+    """Rows and columns exchanged."""
+    return replace(
+        z, length=z.length[::-1], positions=z.positions[::-1], kernel=z.kernel[::-1], stride=z.stride[::-1],
+        dilation=z.dilation[::-1], before=z.before[::-1], behind=z.behind[::-1],
+    )  # fmt: skip

@@ -81,6 +81,8 @@ CASES = {
     "one axis": sizes((2, 32, 19), 16, (5,), pads=(2, 2)),
     "one axis, strided": sizes((2, 32, 19), 48, (5,), stride=2, pads=(2, 1)),
     "dilated rows": sizes((2, 16, 9, 9), 16, (3, 3), dilation=(2, 1), pads=(2, 1, 2, 1)),
+    "dilated": sizes((2, 16, 9, 10), 16, (3, 3), stride=(1, 2), dilation=2, pads=(2, 2, 2, 2)),
+    "one axis, dilated": sizes((BLOCK + 1, 32, 30), 32, (3,), dilation=4, pads=(4, 3)),
     "depthwise": sizes((2, 32, 8, 9), 32, (3, 3), pads=(1, 1, 1, 1), group=32),
     "depthwise, filled up": sizes((3, 24, 7, 7), 24, (5, 5), pads=(2, 2, 2, 2), group=24),
     "depthwise, strided": sizes((2, 16, 9, 8), 16, (3, 3), stride=2, pads=(1, 1, 1, 1), group=16),
@@ -97,6 +99,8 @@ def test_convolutions_in_blocks_compute_the_same(case: str, op: str) -> None:
     program, given, wanted = both(op, CASES[case], biased=not max(CASES[case].stride) > max(CASES[case].kernel))
     close(given, wanted)
     product = case.startswith("pointwise") and op == FILTER_GRADIENT
+    if op == "ConvTranspose" and max(CASES[case].stride) > 1 and max(CASES[case].dilation) > 1:
+        return  # stays plain
     assert any(n.op in ("Gemm", "FusedMatMul") if product else n.domain == DOMAIN for n in program.nodes)
 
 
