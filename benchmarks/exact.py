@@ -1,6 +1,6 @@
 """How exact gradients are: every model of the zoo by both exporters against PyTorch, and random graphs. Prints JSON.
 
-    python benchmarks/exact.py [--models NAME ...] [--graphs N] [--foreign MODEL.onnx ...]
+    python benchmarks/exact.py [--models NAME ...] [--exporters NAME ...] [--graphs N] [--foreign MODEL.onnx ...]
 
 Models: for each exporter (TorchScript opset 17, dynamo opset 18), batch free or fixed, parameters as they are or folded
 by the exporter: the worst relative error over all weights, max |ours - PyTorch's| / max |PyTorch's| per weight, in
@@ -30,11 +30,11 @@ from sanderling.engine import EngineError, Trainer, compile  # noqa: E402  # aft
 from tests.support.slopes import slope_errors  # noqa: E402
 
 
-def models(names: list[str]) -> dict[str, Any]:
-    """The full product for these models."""
+def models(names: list[str], exporters: list[str]) -> dict[str, Any]:
+    """The full product for these models and exporters."""
     import torch
 
-    from tests.support.zoo import EXPORTERS, ZOO, module
+    from tests.support.zoo import ZOO, module
     from tests.support.zoo.exact import BOUND, compare
 
     torch.set_num_threads(1)
@@ -42,7 +42,7 @@ def models(names: list[str]) -> dict[str, Any]:
     for name in names or list(ZOO):
         net = module(name)
         runs, failures = [], {}
-        for exporter, dynamic, keep in product(EXPORTERS, (True, False), (True, False)):
+        for exporter, dynamic, keep in product(exporters, (True, False), (True, False)):
             label = f"{exporter}, batch {'free' if dynamic else 'fixed'}, {'kept' if keep else 'folded'}"
             try:
                 runs.append((label, compare(name, exporter, dynamic, keep, net=net)))
@@ -115,13 +115,14 @@ def main() -> None:
     """Measure what is asked for; the models by default."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--models", nargs="*", default=None)
+    parser.add_argument("--exporters", nargs="+", default=["torchscript", "dynamo"])
     parser.add_argument("--graphs", type=int, default=0)
     parser.add_argument("--foreign", nargs="*", default=[])
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     results: dict[str, Any] = {}
     if options.models is not None or not (options.graphs or options.foreign):
-        results["models"] = models(options.models or [])
+        results["models"] = models(options.models or [], options.exporters)
     if options.graphs:
         results["graphs"] = random_graphs(options.graphs)
     if options.foreign:
