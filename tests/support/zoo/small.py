@@ -120,7 +120,7 @@ class Assorted(nn.Module):
         x = nn.functional.normalize(self.first(x), dim=1) * self.scale
         x = x[:, self.order]  # type: ignore[index]  # a buffer
         x = torch.where(x > 0, x.clamp(min=1e-3).sqrt().clamp(max=2.0), x.abs() ** 1.5).nan_to_num(0.0)
-        x = torch.exp(-(self.second(x) ** 2)) / (1 + self.gate**2) + torch.log1p(x * x)
+        x = torch.exp(-(self.second(x) ** 2)) * self.gate + torch.log1p(x * x)
         table = x.reshape(-1, 4, 6)
         wide = nn.functional.pad(table, (1, 1, 0, 0), value=0.25)[:, :, 1:-1] * table.amax(2, keepdim=True)
         wide = wide - table.logsumexp(1, keepdim=True) + table.cumsum(2) + table.std(2, keepdim=True).expand(-1, -1, 6)
