@@ -7,7 +7,7 @@ from . import convolutions, followers, maxima
 from .geometry import geometry
 from .layout import Handler, Layout, convert
 from .program import Program
-from .trust import agrees
+from .trust import agrees, pool_agrees
 
 
 def _proven(handler: Handler) -> Handler:
@@ -23,6 +23,18 @@ def _proven(handler: Handler) -> Handler:
     return handle
 
 
+def _proven_pool(handler: Handler) -> Handler:
+    """The same for pooling of images."""
+
+    def handle(lay: Layout, node: Node) -> bool:
+        x, y = (lay.program.types[n] for n in (node.inputs[0], node.outputs[0]))
+        if x.dtype != "float32" or len(x.shape) != 4 or len([o for o in node.outputs if o]) != 1:
+            return False
+        return pool_agrees(handler, node, x.shape, y.shape, lay.block) and handler(lay, node)
+
+    return handle
+
+
 #: Written for the layout whenever their sizes fit: rounding depends on it, so it must not depend on the surroundings.
 ANCHORS: dict[str, Handler] = {
     "Conv": _proven(convolutions.convolution),
@@ -32,13 +44,13 @@ ANCHORS: dict[str, Handler] = {
     "GlobalAveragePool": followers.total,
     "ReduceSum": followers.total,
     "ReduceMean": followers.total,
-    "AveragePool": followers.pool,
+    "AveragePool": _proven_pool(followers.pool),
     MAX_POOL_GRADIENT: maxima.in_blocks,
 }
 #: Follow the layout of what they read.
 FOLLOWERS: dict[str, Handler] = {
     **dict.fromkeys(sorted(followers.ELEMENTWISE), followers.elementwise),
-    "MaxPool": followers.pool,
+    "MaxPool": _proven_pool(followers.pool),
     "Expand": followers.expand,
     "Concat": followers.concat,
     "Slice": followers.cut,

@@ -149,8 +149,6 @@ def pool(lay: Layout, node: Node) -> bool:
     channels = lay.four(x)[1]
     if not lay.fits(channels) or (node.op == "MaxPool" and x not in lay.blocked):
         return False
-    if node.attributes.get("ceil_mode", 0) and node.op == "AveragePool":
-        return False
     y = lay.four(node.outputs[0])
     kept = {k: v for k, v in node.attributes.items() if k != "storage_order"}
     made = lay.op(node.op, (lay.in_blocks(x),), (y[0], lay.up(channels), *y[2:]), DOMAIN, **kept)

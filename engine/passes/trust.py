@@ -19,6 +19,7 @@ from ..errors import EngineError
 from ..graph import FILTER_GRADIENT, OURS, Array, Node, TensorType
 from ..runtime import run_once
 from . import plain
+from .followers import batch_normalization
 from .geometry import Geometry
 from .layout import Handler, convert
 from .program import Program
@@ -79,21 +80,56 @@ def _agrees(handler: Handler, op: str, z: Geometry, biased: bool, block: int) ->
     noise = np.random.default_rng(0)
     feeds = {n: noise.standard_normal(s, np.float32) for n, s in shapes.items()}
     try:
-        wanted = _run(node, shapes, result, feeds, plain.expand, 0)
-        given = _run(node, shapes, result, feeds, lambda p: convert(p, {op: handler}), block)
+        wanted = _run([node], feeds, result, plain.expand, 0)
+        given = _run([node], feeds, result, lambda p: convert(p, {op: handler}), block)
     except EngineError:  # this runtime or processor has no such operator, or not for these sizes
         return False
     scale = float(np.abs(wanted).max()) or 1.0
     return given.shape == wanted.shape and float(np.abs(given - wanted).max()) <= _TOLERANCE * scale
 
 
+def pool_agrees(handler: Handler, node: Node, x: tuple[int, ...], y: tuple[int, ...], block: int) -> bool:
+    """The same for a pooling operator with its attributes, from x to y."""
+    channels = block + x[1] % block
+    batch = min(x[0], 2)
+    attributes = tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in node.attributes.items()))
+    return _pool_agrees(handler, node.op, attributes, (batch, channels, *x[2:]), (batch, channels, *y[2:]), block)
+
+
+@lru_cache(maxsize=1024)
+def _pool_agrees(
+    handler: Handler,
+    op: str,
+    attributes: tuple[tuple[str, Any], ...],
+    x: tuple[int, ...],
+    y: tuple[int, ...],
+    block: int,
+) -> bool:
+    given = {k: list(v) if isinstance(v, tuple) else v for k, v in attributes}
+    # behind an operator that is in blocks, which some handlers follow
+    nodes = [
+        Node("BatchNormalization", ("x", "s", "b", "m", "v"), ("h",), {}, "h"),
+        Node(op, ("h",), ("r",), given, "n"),
+    ]
+    noise = np.random.default_rng(0)
+    feeds = {"x": noise.standard_normal(x, np.float32)}
+    feeds |= {n: noise.uniform(0.5, 1.5, x[1]).astype(np.float32) for n in "sbmv"}
+    handlers: dict[str, Handler] = {"BatchNormalization": batch_normalization, op: handler}
+    try:
+        wanted = _run(nodes, feeds, y, lambda p: False, 0)
+        found = _run(nodes, feeds, y, lambda p: convert(p, handlers), block)
+    except EngineError:
+        return False
+    scale = float(np.abs(wanted).max()) or 1.0
+    return found.shape == wanted.shape and float(np.abs(found - wanted).max()) <= _TOLERANCE * scale
+
+
 def _run(
-    node: Node, shapes: dict[str, tuple[int, ...]], result: tuple[int, ...], feeds: dict[str, Array],
-    change: Callable[[Program], bool], block: int,
-) -> Array:  # fmt: skip
-    inputs = {n: TensorType("float32", s) for n, s in shapes.items()}
-    types = {**inputs, "r": TensorType("float32", result)}
-    program = Program([node], types, {}, tuple(inputs), ("r",), onnxio.OPSET, block)
+    nodes: list[Node], feeds: dict[str, Array], result: tuple[int, ...], change: Callable[[Program], bool], block: int
+) -> Array:
+    inputs = {n: TensorType("float32", v.shape) for n, v in feeds.items()}
+    types = {**inputs, "h": inputs.get("x", TensorType("float32", ())), "r": TensorType("float32", result)}
+    program = Program(list(nodes), types, {}, tuple(inputs), ("r",), onnxio.OPSET, block)
     change(program)
     model = onnxio.to_bytes(program.nodes, inputs, {"r": None}, program.constants, onnxio.OPSET)
     return run_once(model, feeds, ["r"])[0]

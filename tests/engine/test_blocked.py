@@ -232,6 +232,20 @@ def test_a_mask_crosses_from_one_layout_to_the_other() -> None:
     program_of(b, ("z",), {"x": (2, 32, 6, 6), "w": (32, 32, 1, 1)})
 
 
+@needs_blocks
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize("ceil", [0, 1])
+@pytest.mark.parametrize("included", [0, 1])
+def test_pools_in_blocks_or_not_at_all(op: str, ceil: int, included: int) -> None:
+    for channels in (32, 24):
+        b = Builder("t")
+        more: dict[str, Any] = {"count_include_pad": included} if op == "AveragePool" else {}
+        y = b.op("Conv", "x", "w", kernel_shape=[1, 1])
+        b.op(op, y, name="y", kernel_shape=[3, 2], strides=[2, 2], pads=[1, 0, 1, 1], ceil_mode=ceil, **more)
+        program_of(b, ("y",), {"x": (2, channels, 10, 9), "w": (channels, channels, 1, 1)})
+        assert op == "AveragePool" or f"nchwc.{op}" in ops
+
+
 POOLS = {
     "apart": ((8, 6), (2, 2), (2, 2), (0, 0, 0, 0), 0),
     "apart, rest": ((9, 7), (2, 2), (2, 2), (0, 0, 0, 0), 0),
