@@ -4,7 +4,7 @@
 
 `limit`: random triples of a model of the zoo, a batch and a limit between the smallest that is feasible and what
 training without a limit takes. Each is planned, then trained in a fresh process that imports, limits itself and takes
-some steps; its peak resident memory is what the operating system reports of the finished process. Where a limit below
+some steps (`_limited.py`); its peak resident memory is what the operating system says (VmHWM). Where a limit below
 the feasible was asked for, the smallest that the error names must be feasible.
 
 `trade`: for deep models, the step at 25 % of the activation memory of the unconstrained step (what lies between and
@@ -33,9 +33,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from sanderling.engine import MemoryLimitError, Trainer, TrainingPlan, compile, enforce_limit, load_plan
+from benchmarks._limited import noise
+from sanderling.engine import MemoryLimitError, Trainer, TrainingPlan, compile
 from sanderling.engine.exchange import arrange
-from sanderling.engine.graph import Array
 from sanderling.engine.memory import LEAN_ENVIRONMENT
 
 #: Models of the zoo, and image sizes where they take images.
@@ -62,42 +62,15 @@ def exported(name: str, size: int | None, folder: Path) -> Path:
     return path
 
 
-def noise(plan: TrainingPlan) -> tuple[dict[str, Array], Array]:
-    """A batch for a plan, without numpy's generators, which a lean process does without."""
-    batch = plan.info.batch
-    inputs: dict[str, Array] = {}
-    for tensor in plan.info.inputs:
-        shape = (batch, *tensor.shape[1:])
-        wave = np.sin(np.arange(1, int(np.prod(shape)) + 1, dtype=np.float32) * np.float32(12.9898)).reshape(shape)
-        inputs[tensor.name] = wave.astype(tensor.dtype)
-    target = plan.info.targets[0]
-    shape = (batch, *target.shape[1:])
-    return inputs, np.zeros(shape, target.dtype)
-
-
-def train(path: str, limit: int, steps: int) -> None:
-    """Child: train under a limit."""
-    if limit:
-        enforce_limit(limit)
-    plan = load_plan(path)
-    trainer = Trainer(plan)
-    inputs, targets = noise(plan)
-    for _ in range(steps):
-        trainer.step(inputs, targets)
-
-
 def peak_of(path: Path, limit: int, steps: int) -> tuple[int, str]:
     """Peak resident bytes of a fresh process that trains, as the operating system says, and its error if any."""
-    process = subprocess.Popen(
-        [sys.executable, __file__, "--child", str(path), str(limit), str(steps)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, **LEAN_ENVIRONMENT},
+    child = Path(__file__).parent / "_limited.py"
+    done = subprocess.run(
+        [sys.executable, str(child), str(path), str(limit), str(steps)],
+        capture_output=True, text=True, check=False, env={**os.environ, **LEAN_ENVIRONMENT},
     )  # fmt: skip
-    assert process.stderr is not None
-    message = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    process.stderr.close()
-    return usage.ru_maxrss * 1024, message.strip().splitlines()[-1] if process.returncode else ""
+    message = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
+    return int(done.stdout or 0), message[0] if done.returncode else ""
 
 
 def triple(name: str, size: int | None, folder: Path, rng: random.Random, steps: int) -> dict[str, Any]:
@@ -221,11 +194,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=("limit", "trade"))
-    parser.add_argument("--child", nargs=3)
     options = parser.parse_args()
-    if options.child:
-        train(options.child[0], int(options.child[1]), int(options.child[2]))
-        return
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         if options.only != "limit":
