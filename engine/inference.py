@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,25 +58,6 @@ def predict(
     """
     outputs = Predictor(model)(inputs, batch)
     return next(iter(outputs.values())) if len(outputs) == 1 else outputs
-
-
-def correct(
-    model: str | Path | bytes, output: str = "", batch: int = 64
-) -> Callable[[Array | Mapping[str, Array], Array], int | None]:
-    """A function that counts the samples whose largest value is at their label; None where outputs are not [N, C].
-
-    `output`: which one (the first). Raises as `predict`.
-    """
-    predictor = Predictor(model)
-    name = output if output in predictor.output_names else predictor.output_names[0]
-
-    def count(inputs: Array | Mapping[str, Array], labels: Array) -> int | None:
-        logits = predictor(inputs, batch)[name]
-        if logits.ndim != 2 or logits.shape[0] != len(labels) or labels.ndim != 1:
-            return None
-        return int(np.sum(np.argmax(logits, axis=1) == labels))
-
-    return count
 
 
 def evaluate(model: str | Path | bytes, inputs: Array | Mapping[str, Array], labels: Array, batch: int = 64) -> float:

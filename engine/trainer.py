@@ -32,11 +32,13 @@ from .quantized import quantize
 from .schedules import Schedule, as_schedule
 from .storage import Group
 from .sums import GradientSum
-from .weights import check_weights, patched, real_values, view_weights
+from .weights import check_weights, patched, raw_tensors, real_values, view_weights
 
 Inputs = Array | Mapping[str, Array]
 Targets = Array | Mapping[str, Array] | tuple[Array, Array]
 
+#: Bytes of a model that are written at once.
+_PIECE = 1 << 20
 #: What `decay` may be.
 _DECAY = ("all", "matrices")
 
@@ -80,6 +82,7 @@ class Trainer:
         for adapter in plan.info.adapters:
             added |= initial(adapter, shapes[adapter.weight])
         model = plan.view_model()
+        self._places = raw_tensors(model)
         values = view_weights(model, [n for n in shapes if n not in added])
         self._executor = Executor(plan, values | added, self._random, partial(release, model))
         scratch = Scratch()
@@ -366,9 +369,12 @@ class Trainer:
 
     def export(self, path: str | Path) -> None:
         """Write an inference model with the present weights: whole or not at all. Raises OSError."""
+        model = self.plan.view_model()
         with open_durably(Path(path)) as file:
-            for piece in patched(self.plan.view_model(), self._exported()):
-                file.write(piece)
+            for piece in patched(model, self._exported(), places=self._places):
+                for begin in range(0, len(piece), _PIECE):
+                    file.write(piece[begin : begin + _PIECE])
+                    release(model)  # else the model would be in memory once more
 
     def export_bytes(self) -> bytes:
         """An inference model with the present weights."""

@@ -178,15 +178,17 @@ def patched(
     model: bytes | memoryview,
     weights: Mapping[str, FloatArray | IntegerArray],
     quantized: Mapping[str, Quantization] | None = None,
+    places: Mapping[str, Place] | None = None,
 ) -> Iterator[memoryview]:
     """The model with these values in place of its initializers of the same names, in pieces without copies of it.
 
-    Raises DataError, ModelError.
+    `places`: `raw_tensors` of the model where they are known: looking for them touches all of it. Raises DataError,
+    ModelError.
 
     An array of the initializer's own element type is written as it is. Real values for one of integers become the
     nearest integers, as `quantized` says.
     """
-    places = raw_tensors(model)
+    places = raw_tensors(model) if places is None else places
     shapes = {n: place.shape for n, place in places.items()}
     view, done = memoryview(model), 0
     for name in sorted(weights, key=lambda n: places[n].offset if n in places else -1):

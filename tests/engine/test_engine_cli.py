@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -136,6 +137,23 @@ def test_data_is_read_row_by_row(folder: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["measured_peak_bytes"] <= parse_size("90MiB")
+
+
+def test_the_limit_holds_for_large_weights_with_held_out_data(tmp_path: Path) -> None:
+    """Predicting and exporting hold the model too; neither may show in the peak."""
+    (tmp_path / "model.onnx").write_bytes(models.mlp(600, [1500, 1200], 7))
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "data.npz", x=rng.standard_normal((120, 600), np.float32), y=rng.integers(0, 7, 120))
+    failed = sanderling(tmp_path, *TRAIN, "--memory-limit", "80MiB", "--validation", "0.3", "--optimizer", "sgd")
+    needed = re.search(r"needs ([0-9.]+) MiB at least", failed.stderr)
+    assert needed is not None, failed.stderr
+    limit = f"{float(needed[1]) + 1}MiB"
+    done = sanderling(
+        tmp_path, *TRAIN, "--memory-limit", limit, "--validation", "0.3", "--optimizer", "sgd", "--epochs", "1",
+        "--json", "-",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["measured_peak_bytes"] <= parse_size(limit)
 
 
 def test_many_wishes_reach_the_plan(folder: Path) -> None:
