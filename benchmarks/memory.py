@@ -275,7 +275,7 @@ def _draw_depth(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set_xlabel("layers")
         axes.set_ylabel("MiB held while a step runs")
         axes.set_ylim(0)
-        axes.set_title("DenseNet, 128 × 128, batch 4, same gradients", loc="left", weight="bold", fontsize=11)
+        axes.set_title("DenseNet, 128 × 128, batch 4, exact", loc="left", weight="bold", fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)
         figure.tight_layout()
         figure.savefig(path)
