@@ -55,7 +55,7 @@ def _temporary(node: Node, types: Mapping[str, TensorType], threads: int) -> int
         along = node.attributes.get("axis", -1) % max(len(shape), 1)
         return 0 if along == len(shape) - 1 else 2 * types[node.inputs[0]].nbytes
     if node.op == "Where":  # either branch, with zeros where the other is, and the condition's places
-        return 3 * types[node.outputs[0]].nbytes
+        return 2 * types[node.outputs[0]].nbytes + types[node.outputs[0]].size
     if node.op in ("LSTM", "GRU", "RNN"):
         return _recurrent(node, types)
     if node.op == "Scan":  # the tensors of one turn, which the states are as large as
