@@ -20,8 +20,8 @@ from .memory import format_size
 from .plan import TrainingPlan
 from .trial import Trial, try_plan
 
-#: The trial takes a few steps; what differs from a long run (allocator, order of pages) was measured up to 1.2 MiB.
-MARGIN_BYTES = 2 * 2**20
+#: The trial takes a few steps; peaks of longer runs were measured up to half a MiB apart.
+MARGIN_BYTES = 2**20
 #: Steps by which a limit is raised until a trial run under it passes.
 _RAISE_BYTES, _RAISES = 2 * 2**20, 8
 #: Peaks of the same plan differ from run to run by less than this; it is added to a limit that is said to do.

@@ -26,7 +26,7 @@ from .search import Search
 #: Shares of the layers that are trained, counted from the end.
 _DEPTHS = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05)
 #: What is left for weights is lowered by this factor when the plan does not fit after all, so many times.
-_SHRINK, _SHRINKS = 0.7, 4
+_SHRINK, _SHRINKS = 0.75, 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,16 +102,16 @@ def _choices(drafts: Drafts, search: Search, limit: int, scores: Mapping[str, fl
     first = {w: next(i for i, n in enumerate(graph.nodes) if w in n.inputs) for w in drafts.trainable}
     order = sorted(drafts.trainable, key=lambda w: first[w])
     cost = {
-        w: 2 * graph.types[w].gradient.nbytes + state_bytes(drafts.optimizer, level.state, [graph.types[w].shape])
+        w: graph.types[w].gradient.nbytes + state_bytes(drafts.optimizer, level.state, [graph.types[w].shape])
         for w in order
     }  # fmt: skip
     everything = sum(scores.values()) or 1.0
     found: list[tuple[float, int, list[str]]] = []
     for depth in _DEPTHS:
         deep = order[len(order) - max(1, round(depth * len(order))) :]
-        # the cheapest weight of the depth carries the cost of reaching it
-        path = _least(drafts.only({min(deep[: max(1, len(deep) // 8)], key=lambda w: cost[w])}), level, micro_batches)
-        room = limit - path
+        # the cheapest of the earliest weights carries the cost of reaching them
+        reached = min(deep[: max(2, len(deep) // 8)], key=lambda w: cost[w])
+        room = limit - _least(drafts.only({reached}), level, micro_batches) + cost[reached]
         if room > 0:
             chosen = _fill(deep, cost, scores, room)
             found.append((sum(scores.get(w, 0.0) for w in chosen) / everything, room, deep))
