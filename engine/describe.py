@@ -204,7 +204,7 @@ def clean(name: str) -> str:
 def _listed(names: list[str], width: int) -> str:
     """As many names as fit, and how many more there are.
 
-    >>> _listed(["first", "second", "third"], 20), _listed(["very/long/name/of/a/tensor"], 12)
+    >>> _listed(["first", "second", "third"], 19), _listed(["very/long/name/of/a/tensor"], 12)
     ('first and 2 more', 'very/…tensor')
     """
     for shown in range(len(names), 0, -1):

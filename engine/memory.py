@@ -29,8 +29,8 @@ _UNITS = {
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 #: Bytes of program text that may still become resident after the limit is set: operators of the runtime that have
-#: not run yet. Measured: a first training step touches 3 to 5 MiB of text beyond what importing touched.
-TEXT_RESERVE = 6 * 2**20
+#: not run yet. Measured: training touches up to 11 MiB of text beyond what importing touched.
+TEXT_RESERVE = 12 * 2**20
 
 
 def _status(*fields: str) -> list[int]:

@@ -84,7 +84,7 @@ def test_a_limit_that_cannot_be_met_names_one_that_can() -> None:
 
 
 TRAIN = """
-import sys, numpy as np
+import sys, numpy as np, numpy.random  # all that is to be loaded is, before the limit is set
 from sanderling.engine import Trainer, load_plan, enforce_limit, peak_resident_bytes
 assert "onnx" not in sys.modules
 plan = load_plan(sys.argv[1])
