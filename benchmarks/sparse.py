@@ -4,8 +4,8 @@
 
 The tasks of `lowbit.py` with wider models, so that weights are what takes the memory: digits with an MLP of 1.3 million
 weights, the wrist recordings with a depthwise separable CNN of 0.5 million. A model that has seen a quarter of the data
-for three rounds trains on all of it under a limit two fifths of the way from what the last layer alone needs to what all
-weights need: `trainable="auto"` (judged on a batch of the data) and `trainable="last"`; beside them all weights,
+for three rounds trains on all of it under a limit two fifths of the way from what the last layer alone needs to what
+all weights need: `trainable="auto"` (judged on a batch of the data) and `trainable="last"`; beside them all weights,
 without a limit. `difference` is the mean over seeds of auto minus last, in points, with its standard error.
 """
 

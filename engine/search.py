@@ -20,7 +20,7 @@ from .memory import format_size
 from .plan import TrainingPlan
 from .trial import Trial, try_plan
 
-#: The trial takes a few steps; peaks of longer runs were measured up to half a MiB apart.
+#: The trial takes a few steps, under a limit that is smaller by this: longer runs were seen to differ by half a MiB.
 MARGIN_BYTES = 2**20
 #: Steps by which a limit is raised until a trial run under it passes.
 _RAISE_BYTES, _RAISES = 2 * 2**20, 8
@@ -71,7 +71,7 @@ class _Attempt:
         """The plan of a way, if a trial run keeps to the limit."""
         plan = self.drafts.plan(way, footprint, self.limit)
         try:
-            trial = try_plan(plan, self.limit - self.drafts.reserve)
+            trial = try_plan(plan, self.limit - self.drafts.reserve - MARGIN_BYTES)
         except MemoryLimitError:
             self.offset = max(self.offset, self.limit - footprint.total) + MARGIN_BYTES
             return None
@@ -179,7 +179,7 @@ def _tried_smallest(drafts: Drafts, way: Way, footprint: Footprint) -> tuple[int
     limit = try_plan(plan).peak + drafts.reserve + MARGIN_BYTES
     for _ in range(_RAISES):
         try:
-            trial = try_plan(plan, limit - drafts.reserve)
+            trial = try_plan(plan, limit - drafts.reserve - MARGIN_BYTES)
         except MemoryLimitError:
             limit += _RAISE_BYTES
             continue
