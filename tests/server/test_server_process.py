@@ -80,7 +80,7 @@ def test_loop_from_delta_to_signed_release(tmp_path: Path, kind: str) -> None:
 
 
 def test_killed_while_merging_each_delta_counts_once(tmp_path: Path, broker: BrokerProcess) -> None:
-    server = ServerProcess(tmp_path / "server", broker.port, max_releases=1, epochs=4)
+    server = ServerProcess(tmp_path / "server", broker.port, max_releases=1, epochs=250)
     server.start()
     try:
         server.push(MODEL, proxy_file())
