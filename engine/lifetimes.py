@@ -53,7 +53,7 @@ class _Arena:
 
     def __init__(self, size: int | None = None) -> None:
         self.reached = 0
-        self.live = self.most_live = 0
+        self.live = 0
         self._endless = size is None
         self._free: dict[int, int] = {}  # offset: size
         self._ends: dict[int, int] = {}  # end: offset
@@ -64,7 +64,6 @@ class _Arena:
     def take(self, size: int) -> int:
         size = -(-max(size, 1) // ARENA_ROUNDING) * ARENA_ROUNDING
         self.live += size
-        self.most_live = max(self.most_live, self.live)
         fitting = [(length, offset) for offset, length in self._free.items() if length >= size]
         if fitting:
             length, offset = min(fitting)
