@@ -29,7 +29,7 @@ import numpy.typing as npt
 import torch
 
 from sanderling.codec import decode_delta, decode_integers, encode_delta, encode_integers
-from sanderling.codec.huffman import code_lengths
+from sanderling.codec.coding.huffman import code_lengths
 from sanderling.codec.quantize import DEFAULT_QUALITY, quantize
 from sanderling.demo.data import DEVICE_PEOPLE, LAB_PEOPLE, Windows, person
 

@@ -47,7 +47,7 @@ def _unpack(options: argparse.Namespace) -> int:
 
 
 def _do_pack(file: Path, output: Path | None, force: bool) -> str:
-    from .pack import pack_file, unpack_file
+    from .files.pack import pack_file, unpack_file
 
     data = file.read_bytes()
     blob = pack_file(data, file.name)
@@ -60,7 +60,7 @@ def _do_pack(file: Path, output: Path | None, force: bool) -> str:
 
 
 def _do_unpack(file: Path, output: Path | None, force: bool) -> str:
-    from .pack import unpack_file
+    from .files.pack import unpack_file
 
     try:
         name, data = unpack_file(file.read_bytes())

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import arrays, container, directory, quantize
-from .bits import BitReader, BitWriter
+from . import container, directory, quantize
+from .coding import arrays
+from .coding.bits import BitReader, BitWriter
 from .container import Kind
 from .directory import Entry
 from .errors import CodecError

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from .bits import BitReader, BitWriter
+from .coding.bits import BitReader, BitWriter
 from .errors import CodecError
 from .limits import CodecLimits
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from . import arrays, container, directory
-from .bits import BitReader, BitWriter
+from . import container, directory
+from .coding import arrays
+from .coding.bits import BitReader, BitWriter
 from .container import Kind
 from .directory import DTYPES, Entry
 from .errors import CodecError

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sanderling.codec import CodecError, bits, huffman, tokens
-from sanderling.codec.bits import BitReader, BitWriter
+from sanderling.codec import CodecError
+from sanderling.codec.coding import bits, huffman, tokens
+from sanderling.codec.coding.bits import BitReader, BitWriter
 
 
 def huffman_cost(counts: list[int]) -> int:

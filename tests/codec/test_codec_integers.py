@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sanderling.codec import CodecError, CodecLimits, decode_integers, encode_integers, lanes, plan
-from sanderling.codec.modes import RUNS, TUPLES
+from sanderling.codec import CodecError, CodecLimits, decode_integers, encode_integers
+from sanderling.codec.coding import lanes, plan
+from sanderling.codec.coding.modes import RUNS, TUPLES
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 

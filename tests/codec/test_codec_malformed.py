@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sanderling.codec import CodecError, CodecLimits, decode_delta, decode_integers, encode_delta, encode_integers
-from sanderling.codec.bits import BitWriter
+from sanderling.codec.coding.bits import BitWriter
 from sanderling.codec.container import Kind, wrap
+from sanderling.codec.files.pack import pack_file, unpack_file
 from sanderling.codec.limits import WORK_BYTES_PER_BLOB_BYTE, WORK_BYTES_PER_ELEMENT
-from sanderling.codec.pack import pack_file, unpack_file
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 SMALL = CodecLimits(elements=1 << 16, decoded_bytes=1 << 19)

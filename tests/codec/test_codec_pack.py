@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from sanderling.cli import main
-from sanderling.codec import CodecError, pack, typed
-from sanderling.codec.pack import pack_file, unpack_file
+from sanderling.codec import CodecError
+from sanderling.codec.files import pack, typed
+from sanderling.codec.files.pack import pack_file, unpack_file
 
 
 def model() -> bytes:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sanderling.codec import decode_delta, decode_integers, encode_delta, encode_integers
-from sanderling.codec.pack import pack_file, unpack_file
+from sanderling.codec.files.pack import pack_file, unpack_file
 
 HERE = Path(__file__).parent
 Arrays = dict[str, npt.NDArray[np.generic]]

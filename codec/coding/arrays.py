@@ -16,10 +16,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import CodecError
+from ..limits import CodecLimits
 from . import huffman, lanes, modes, plan
 from .bits import BitReader, BitWriter, pack, unpack, windows
-from .errors import CodecError
-from .limits import CodecLimits
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]

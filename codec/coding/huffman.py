@@ -14,8 +14,8 @@ import heapq
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import CodecError
 from .bits import BitReader, BitWriter, zigzag
-from .errors import CodecError
 
 #: Bits of the longest code: one look into a table of 4,096 entries decodes any symbol.
 LONGEST = 12

@@ -22,11 +22,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import arrays, container, typed
-from .bits import BitReader, BitWriter
-from .container import Kind
-from .errors import CodecError
-from .limits import DEFAULT_LIMITS, CodecLimits
+from .. import container
+from ..coding import arrays
+from ..coding.bits import BitReader, BitWriter
+from ..container import Kind
+from ..errors import CodecError
+from ..limits import DEFAULT_LIMITS, CodecLimits
+from . import typed
 from .typed import Range
 
 I64 = npt.NDArray[np.int64]

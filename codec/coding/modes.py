@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import CodecError
 from . import huffman, tokens
 from .bits import BitReader, BitWriter
-from .errors import CodecError
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]

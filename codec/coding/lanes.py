@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import CodecError
 from . import huffman
 from .bits import BitReader, BitWriter, pack, windows
-from .errors import CodecError
 
 #: Symbols of a lane (the last lane of a stream may have fewer).
 LANE = 2048

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .errors import CodecError
+from ..errors import CodecError
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]

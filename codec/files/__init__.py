@@ -1,0 +1,1 @@
+"""Whole files and models through the codec: what is weights is found and coded, all else is deflated."""
