@@ -31,7 +31,8 @@ def ours(folder: Path, optimizer: str, threads: int) -> Step:
 
     from sanderling.engine import Trainer, load_plan
 
-    trainer = Trainer(load_plan(folder / "plan"), learning_rate=RATE)
+    plain: dict[str, Any] = {"momentum": 0.0} if optimizer == "sgd-plain" else {}
+    trainer = Trainer(load_plan(folder / "plan"), learning_rate=RATE, **plain)
     batch = np.load(folder / "batch.npz")
     x, y = batch["x"], batch["y"]
     return lambda: trainer.step(x, y)
@@ -60,7 +61,7 @@ def pytorch(folder: Path, optimizer: str, threads: int, fold: bool = False) -> S
     update: torch.optim.Optimizer = (
         torch.optim.Adam(net.parameters(), lr=RATE)
         if optimizer == "adam"
-        else torch.optim.SGD(net.parameters(), lr=RATE, momentum=0.9)
+        else torch.optim.SGD(net.parameters(), lr=RATE, momentum=0.0 if optimizer == "sgd-plain" else 0.9)
     )
 
     def step() -> float:
@@ -75,7 +76,9 @@ def pytorch(folder: Path, optimizer: str, threads: int, fold: bool = False) -> S
 
 
 def onnxruntime_training(folder: Path, optimizer: str, threads: int) -> Step:
-    """The last training build of onnxruntime; its SGD has no momentum, and does less work for it."""
+    """The last training build of onnxruntime; its SGD has no momentum."""
+    if optimizer == "sgd":
+        raise SystemExit("its SGD has no momentum: compare sgd-plain")
     import onnx
     import onnxruntime as ort
     from onnxruntime.training import artifacts
@@ -112,6 +115,8 @@ def onnxruntime_training(folder: Path, optimizer: str, threads: int) -> Step:
 
 def onnxsim(folder: Path, optimizer: str, threads: int) -> Step:
     """onnxsim's training loop: one graph for the whole step. The loss is appended in operators that it knows."""
+    if optimizer == "sgd-plain":
+        raise SystemExit("its SGD always has momentum: compare sgd")
     import numpy as np
     import onnx
     import onnxruntime as ort

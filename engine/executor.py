@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .aligned import aligned_zeros
 from .blocked import blocks_agree
 from .errors import PlanError
 from .exchange import Exchange, arrange, kind_of
@@ -81,7 +82,7 @@ class Executor:
         #: Told the number of a session when it begins (True) and when it has ended (False).
         self.watch: Callable[[int, bool], None] | None = None
         self._updates: dict[str, FloatArray] = {}
-        self._buffer = np.zeros(exchange.size, np.uint8)
+        self._buffer = aligned_zeros(exchange.size, np.uint8)
         self._gradients: dict[int, FloatArray] = {}
         for index, group in self.groups.items():
             begin = exchange.offsets[exchange.group_slot(index)]

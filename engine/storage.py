@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .aligned import aligned_zeros
 from .exchange import padded
 from .plan import Quantization
 from .quantized import IntegerArray, dequantize_part, move
@@ -78,7 +79,7 @@ class Storage:
         for dtype in ("float32", *sorted({how.dtype for n, how in quantized.items() if n in offsets})):
             names = [n for n in group.names if (quantized[n].dtype if n in quantized else "float32") == dtype]
             part = Group(names, [shapes[n] for n in names])
-            self._arrays[dtype] = np.zeros(part.size, dtype)
+            self._arrays[dtype] = aligned_zeros(part.size, dtype)
             self.views |= part.views(self._arrays[dtype])
             if dtype != "float32":
                 self._integers += [_Integers(offsets[n], self.views[n].reshape(-1), quantized[n]) for n in names]

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...codec.formats import BLOCK, BlockFormat, Packed, number_format
+from ..aligned import aligned_zeros
 from ..errors import EngineError
 from .updates import OPTIMIZERS, Optimizer, check_optimizer
 
@@ -119,7 +120,7 @@ class Scratch:
     def pieces(self, number: int, count: int) -> list[FloatArray]:
         """Arrays of `count` numbers with anything in them."""
         if len(self._arrays) < number or self._arrays[0].size < count:
-            self._arrays = [np.empty(count, np.float32) for _ in range(number)]
+            self._arrays = [aligned_zeros(count, np.float32) for _ in range(number)]
         return [a[:count] for a in self._arrays[:number]]
 
 
@@ -141,7 +142,7 @@ class OptimizerState:
             if span.packed:
                 span.codes = [kind.zeros(count) for kind in self._formats]
             else:
-                span.means = [np.zeros(count, np.float32) for _ in signs]
+                span.means = [aligned_zeros(count, np.float32) for _ in signs]
         self._scratch = scratch or Scratch()
         self._longest = max((min(PIECE, s.stop - s.start) for s in self._spans), default=0)
         self._packs = any(s.packed for s in self._spans)

@@ -1,7 +1,9 @@
 """The formulas of the optimizers, on a piece of a flat float32 array, in place.
 
 Strategy: a running mean is kept without its factor 1 - beta where that saves a pass over memory; the factor goes
-into the step size. Every operation writes into an array that is there already.
+into the step size. Every operation writes into an array that is there already. Means of gradients that stay away (a
+unit that no sample switches on) would decay into subnormal numbers, on which processors are tens of times slower:
+every `_FADING` steps what no weight could feel any more is cleared away.
 
 Sources: momentum after Sutskever et al., "On the importance of initialization and momentum" (2013), in PyTorch's
 form; Adam after Kingma and Ba (2015) with decoupled weight decay after Loshchilov and Hutter (2019).
@@ -20,6 +22,14 @@ import numpy.typing as npt
 from ..errors import EngineError
 
 FloatArray = npt.NDArray[np.float32]
+
+
+#: A mean of gradients that is smaller than this moves no weight that float32 can tell from another.
+_FAINT = np.float32(1e-30)
+#: A mean of squares stays at or above this (not 0: it is divided by), which is far below what epsilon leaves visible.
+_FLOOR = np.float32(1e-36)
+#: Steps between two looks for faint means; few enough that none gets from the limits above to the subnormal ones.
+_FADING = 32
 
 
 class Optimizer(Protocol):
@@ -54,10 +64,14 @@ class Sgd:
     def update(
         self, weights: FloatArray, gradient: FloatArray, means: Sequence[FloatArray], step: int, scratch: FloatArray
     ) -> None:
-        """v = momentum v + g; w -= rate v."""
-        (velocity,) = means
-        velocity *= np.float32(self.momentum)
-        velocity += gradient
+        """v = momentum v + g; w -= rate v. Without momentum v is not kept."""
+        velocity = gradient
+        if self.momentum:
+            (velocity,) = means
+            velocity *= np.float32(self.momentum)
+            velocity += gradient
+            if step % _FADING == 0:
+                _clear_faint(velocity, scratch)
         np.multiply(velocity, np.float32(self.learning_rate), out=scratch)
         weights -= scratch
 
@@ -88,11 +102,21 @@ class Adam:
         np.multiply(gradient, gradient, out=scratch)
         second *= np.float32(self.beta2)
         second += scratch
+        if step % _FADING == 0:
+            _clear_faint(first, scratch)
+            np.maximum(second, _FLOOR, out=second)
         np.sqrt(second, out=scratch)
         scratch += np.float32(self.epsilon * root)
         np.divide(first, scratch, out=scratch)
         scratch *= rate
         weights -= scratch
+
+
+def _clear_faint(mean: FloatArray, scratch: FloatArray) -> None:
+    """Set numbers of a magnitude below `_FAINT` to zero, in place."""
+    np.abs(mean, out=scratch)
+    np.greater_equal(scratch, _FAINT, out=scratch)
+    mean *= scratch
 
 
 OPTIMIZERS: dict[str, type[Sgd] | type[Adam]] = {"sgd": Sgd, "adam": Adam}

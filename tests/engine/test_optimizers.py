@@ -150,3 +150,29 @@ def test_what_is_refused() -> None:
     with pytest.raises(EngineError, match=r"no optimizer state in 'int3'.*dynamic8"):
         compile(models.mlp(4, [3], 2), optimizer_state="int3")
     assert number_format("dynamic8") is number_format("dynamic8")
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_means_of_gradients_that_stay_away_do_not_become_subnormal(name: str) -> None:
+    state = OptimizerState(name, "float32", [Slot(0, 100)])
+    optimizer = make_optimizer(name, 0.01, {"beta2": 0.9} if name == "adam" else {})
+    weights = np.zeros(100, np.float32)
+    state.apply(optimizer, weights, np.linspace(-1e-8, 1, 100, dtype=np.float32), 1)
+    for step in range(2, 2000):
+        before = weights.copy()
+        state.apply(optimizer, weights, np.zeros(100, np.float32), step)
+        for mean in state.arrays():
+            assert not ((mean != 0) & (np.abs(mean) < np.finfo(np.float32).tiny)).any()
+    assert np.array_equal(before, weights) and np.isfinite(weights).all()
+
+
+def test_without_momentum_is_pytorch_s() -> None:
+    weights = np.linspace(-1, 1, 64, dtype=np.float32)
+    parameter = torch.nn.Parameter(torch.tensor(weights.copy()))
+    reference, state = torch.optim.SGD([parameter], lr=0.1), OptimizerState("sgd", "float32", [Slot(0, 64)])
+    for step in range(1, 4):
+        gradient = np.sin(weights * step).astype(np.float32)
+        parameter.grad = torch.tensor(gradient)
+        reference.step()
+        state.apply(make_optimizer("sgd", 0.1, {"momentum": 0.0}), weights, gradient, step)
+    np.testing.assert_allclose(weights, parameter.detach().numpy(), rtol=1e-6)
