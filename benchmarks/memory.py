@@ -111,12 +111,10 @@ def planned(model: bytes, limit: int, folder: Path, **wishes: Any) -> dict[str, 
     used = limit
     for attempt in range(8):
         try:
-            if attempt == 1:  # before more is allowed: gradients of micro-batches added up in a byte per number
-                wishes["gradient_sums"], used = "dynamic8", limit
             plan = compile(model, memory_limit=used, reserve=RESERVE, **wishes)
             break
         except MemoryLimitError as error:
-            entry.setdefault("smallest_exact_sums_mib", _mib(error.smallest))
+            entry.setdefault("smallest_mib", _mib(error.smallest))
             used = max(error.smallest, used + attempt * 4 * MEBI)
     else:
         return entry

@@ -88,7 +88,10 @@ def add_wishes(parser: argparse.ArgumentParser) -> None:
         help="of its running means (as --precision says)",
     )  # fmt: skip
     how.add_argument(
-        "--gradient-sums", default="float32", choices=FORMATS, help="in what gradients of micro-batches are added up"
+        "--gradient-sums",
+        default="auto",
+        choices=("auto", *FORMATS),
+        help="in what gradients of micro-batches are added up (auto: as --precision says)",
     )
     how.add_argument("--hold-gradients", action="store_true", help="keep all gradients until the last is known")
     what = parser.add_argument_group("what is learned")

@@ -66,10 +66,12 @@ _NODES = {"plain": 9, "lean": 16, "blocked": 14}
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """How numbers are held: optimizer state, what is stored for recomputation, the layout of convolutions."""
+    """How numbers are held: optimizer state, what is stored for recomputation, sums of gradients; and the layout of
+    convolutions."""
 
     state: str = "float32"
     checkpoints: str = "float32"
+    sums: str = "float32"
     #: "blocked": convolutions run in the runtime's blocked layout where they can: fastest. "lean": the same, with the
     #: blocked forms of weights made for each use instead of kept. "plain": the standard's layout, slow and small.
     layout: str = "blocked"
@@ -92,13 +94,13 @@ class Drafts:
         self, model: str | Path | bytes, loss: str, options: Mapping[str, float | Sequence[float]], batch: int,
         optimizer: str, trainable: str | Sequence[str], output: str | None, threads: int,
         sizes: Mapping[str, Sequence[int]], reserve: int = 0, hold_gradients: bool = False,
-        adapters: Wish | None = None, gradient_sums: str = "float32",
+        adapters: Wish | None = None,
     ) -> None:  # fmt: skip
         proto, self.name = onnxio.load_model(model)
         self.proto = onnxio.normalize(proto, self.name)
         self.loss, self.options = loss, loss_options(loss, options)
         self.batch, self.optimizer, self.threads, self.output = batch, optimizer, threads, output
-        self.reserve, self.hold_gradients, self.gradient_sums = reserve, hold_gradients, gradient_sums
+        self.reserve, self.hold_gradients = reserve, hold_gradients
         self.block = block_size()
         self.data = inference_form(self.proto)  # what the export starts from, its free sizes still free
         samples_first(self.proto)
@@ -172,6 +174,10 @@ class Drafts:
             return [fixed or self.batch]
         return sorted({-(-self.batch // parts) for parts in _powers(self.batch)}, reverse=True)
 
+    def sums(self, micro_batch: int) -> bool:
+        """Whether a step with this micro-batch holds all gradients, added up."""
+        return micro_batch < self.batch or self.hold_gradients
+
     def _chain(self, micro_batch: int, checkpoints: str) -> Chain:
         graph, _ = self.graph(micro_batch)
         share = 1.0
@@ -220,14 +226,14 @@ class Drafts:
         graph, _ = self.graph(way.micro_batch)
         shapes = [graph.types[w].shape for w in self.trainable]
         trained = flat_bytes(shapes)
-        if self.gradient_sums != "float32":
-            trained = state_bytes("sgd", self.gradient_sums, shapes)  # one mean of gradients is held alike
+        if way.level.sums != "float32":
+            trained = state_bytes("sgd", way.level.sums, shapes)  # one mean of gradients is held alike
         inputs = sum(graph.types[i].nbytes for i in graph.inputs)
         return Footprint(
             baseline=measure_baseline(small_model()),
             weights=aligned_bytes(graph.types[w].nbytes for w in self.weights),
             optimizer=state_bytes(self.optimizer, way.level.state, [graph.types[w].shape for w in self.trainable]),
-            gradients=trained if way.micro_batch < self.batch or self.hold_gradients else 0,
+            gradients=trained if self.sums(way.micro_batch) else 0,
             inputs=inputs,
             exchange=exchange,
             arena=arena_resident(arena),
@@ -264,7 +270,7 @@ class Drafts:
             tensors([i for i in graph.inputs if i not in targets]), tensors(targets), classes,
             tensors(self.weights), tuple(self.trainable), tuple(exchanged[n] for n in sorted(exchanged)),
             tuple(map(_info, steps)), adapters=tuple(self.adapters),
-            optimizer_state=way.level.state, hold_gradients=self.hold_gradients, gradient_sums=self.gradient_sums,
+            optimizer_state=way.level.state, hold_gradients=self.hold_gradients, gradient_sums=way.level.sums,
             checkpoints=way.level.checkpoints,
             seconds=way.seconds, footprint=footprint or Footprint(), whole=self.whole,
             cuts=cuts, nodes=len(graph.nodes), arena=shared_arena(steps),

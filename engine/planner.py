@@ -28,12 +28,17 @@ _LAYOUTS = ("blocked", "lean", "plain")
 #: Precision -> levels, tried in this order: exact before coded.
 _LEVELS = {
     "auto": [
-        Level(state, checkpoints, layout)
-        for state, checkpoints in (("float32", "float32"), ("dynamic8", "float32"), ("dynamic8", "int8"))
+        Level(*held, layout)
+        for held in (
+            ("float32", "float32", "float32"),
+            ("dynamic8", "float32", "float32"),
+            ("dynamic8", "int8", "float32"),
+            ("dynamic8", "int8", "dynamic8"),
+        )
         for layout in _LAYOUTS
     ],
     "float32": [Level(layout=layout) for layout in _LAYOUTS],
-    "int8": [Level("dynamic8", "int8", layout) for layout in _LAYOUTS],
+    "int8": [Level("dynamic8", "int8", sums, layout) for sums in ("float32", "dynamic8") for layout in _LAYOUTS],
 }
 
 
@@ -46,7 +51,7 @@ def compile(
     optimizer: str = "adam",
     optimizer_state: str = "auto",
     hold_gradients: bool = False,
-    gradient_sums: str = "float32",
+    gradient_sums: str = "auto",
     trainable: str | Sequence[str] = "all",
     adapters: Mapping[str, Any] | None = None,
     precision: str = "auto",
@@ -71,14 +76,16 @@ def compile(
     computes its loss itself); `loss_options` and the targets that each takes: docs/reference/losses.md.
     `memory_limit`: most resident bytes of the process that trains, everything included; None for no limit.
     `precision`: "auto" (exact wherever the limit allows, else optimizer state in a byte per number, then stored tensors
-    as well), "float32" (always exact), or "int8" (both in a byte per number).
+    as well, then sums of gradients), "float32" (always exact), or "int8" (the first two in a byte per number, and the
+    third where the limit wants it).
     `optimizer_state`: "auto" (as `precision` says), "float32", or a byte per running mean of large tensors:
     "dynamic8" (nearly as exact), "fixed8", "e4m3", "e5m2".
     `hold_gradients`: keep all gradients of a step until the last is known, 4 bytes per trained weight: makes clipping
     by norm one pass instead of two, lets `Trainer.accumulate` work under a limit, and keeps all weights after a
     gradient that is not finite.
-    `gradient_sums`: in what gradients are added up over micro-batches and calls: "float32", or a byte per number of
-    large tensors, rounded anew with every addition: "dynamic8", "fixed8", "e4m3", "e5m2".
+    `gradient_sums`: in what gradients are added up over micro-batches and calls: "auto" (as `precision` says),
+    "float32", or a byte per number of large tensors, rounded anew with every addition: "dynamic8", "fixed8", "e4m3",
+    "e5m2".
     `trainable`: "all"; "auto" (all where that fits, else those that contribute most per byte, judged on `samples`, a
     pair of inputs and targets as for `Trainer.step`, or on noise); "last", "last-3" (the last three layers); "bias"; or
     a list of name patterns.
@@ -101,15 +108,17 @@ def compile(
     if batch < 1 or threads < 1 or (micro_batch is not None and not 1 <= micro_batch <= batch):
         raise EngineError("batch and threads must be at least 1, and micro_batch between 1 and batch")
     check_optimizer(optimizer)
-    check_state(gradient_sums)
     levels = _LEVELS[precision]
     if optimizer_state != "auto":
         check_state(optimizer_state)
         levels = list(dict.fromkeys(replace(level, state=optimizer_state) for level in levels))
+    if gradient_sums != "auto":
+        check_state(gradient_sums)
+        levels = list(dict.fromkeys(replace(level, sums=gradient_sums) for level in levels))
     auto = trainable == "auto"
     drafts = Drafts(
         model, loss, loss_options or {}, batch, optimizer, "all" if auto else trainable, output, threads, sizes or {},
-        reserve, hold_gradients, None if adapters is None else as_wish(adapters), gradient_sums,
+        reserve, hold_gradients, None if adapters is None else as_wish(adapters),
     )  # fmt: skip
     micro_batches = drafts.micro_batches(micro_batch)
     measure = memory_limit is not None if trial is None else trial

@@ -26,7 +26,8 @@ MARGIN_BYTES = 2**20
 _RAISE_BYTES, _RAISES = 2 * 2**20, 8
 #: Peaks of the same plan differ from run to run by less than this; it is added to a limit that is said to do.
 _SPREAD = 2**19
-_WRITTEN, _TRIED = 12, 4  # ways of a level that are written at most, and tried
+_WRITTEN, _SMALL, _TRIED = 12, 4, 4  # ways of a level that are written at most, then the smallest, and those tried
+_DOUBT = 2 * 2**20  # by which the rough sum may be too large
 
 
 class _Attempt:
@@ -50,11 +51,14 @@ class _Attempt:
     def first_fitting(self, ways: Sequence[Way]) -> TrainingPlan | None:
         """The plan of the fastest way that fits, or None."""
         untried = list(ways)
-        written = tried = 0
-        while written < _WRITTEN and tried < _TRIED:
-            way = next((w for w in untried if self.rough(w) <= self.limit), None)
-            if way is None:
-                return None
+        written = small = tried = 0
+        while untried and tried < _TRIED:
+            way = next((w for w in untried if self.rough(w) <= self.limit), None) if written < _WRITTEN else None
+            if way is None:  # the last looks are at the smallest: better slow than with less precision
+                way = min(untried, key=self.rough)
+                small += 1
+                if small > _SMALL or self.rough(way) > self.limit + _DOUBT:
+                    return None
             footprint = self.exact(way)
             written += 1
             if footprint.total + self.offset <= self.limit:
@@ -111,7 +115,7 @@ class Search:
         if self.limit is None:
             return self._unlimited(drafts)
         attempt = self._attempt(drafts, self.limit)
-        for _, levels in groupby(self.levels, key=lambda level: (level.state, level.checkpoints)):
+        for _, levels in groupby(self.levels, key=lambda level: (level.state, level.checkpoints, level.sums)):
             plan = attempt.first_fitting(self._ways(drafts, [*levels]))
             self._offset = attempt.offset
             if plan is not None:
@@ -143,6 +147,8 @@ class Search:
                 plan.info = msgspec.structs.replace(plan.info, memory_limit=attempt.limit)
                 return plan
             smallest += _SPREAD
+        elif smallest <= attempt.limit:
+            return drafts.plan(way, footprint, attempt.limit)
         fixed = footprint.baseline + footprint.reserve
         raise MemoryLimitError(
             f"{drafts.name}: training needs {format_size(smallest)} at least, the limit is "
@@ -158,7 +164,13 @@ class Search:
 
     def _ways(self, drafts: Drafts, levels: Sequence[Level]) -> list[Way]:
         """All ways of some levels, the fastest first."""
-        ways = [w for level in levels for w in drafts.ways(self.micro_batches, self.segments, level)]
+        asked = self.levels[0].sums  # other sums change nothing where there are none
+        ways = [
+            way
+            for level in levels
+            for way in drafts.ways(self.micro_batches, self.segments, level)
+            if level.sums == asked or drafts.sums(way.micro_batch)
+        ]
         return sorted(ways, key=lambda w: w.seconds)
 
     def _unlimited(self, drafts: Drafts) -> TrainingPlan:

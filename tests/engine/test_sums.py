@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sanderling.engine import EngineError, NonFiniteError, Trainer, compile, models
+from sanderling.engine import EngineError, MemoryLimitError, NonFiniteError, Trainer, compile, models
 from sanderling.engine.optimizers import STATE_FORMATS, Slot
 from sanderling.engine.optimizers.state import PIECE
 from sanderling.engine.sums import GradientSum
@@ -96,3 +96,19 @@ def test_what_is_not_finite_is_named_and_changes_nothing(precision: str) -> None
     assert all(np.array_equal(v, before[n]) for n, v in trainer.weights().items())
     with pytest.raises(EngineError, match="int3"):
         compile(models.mlp(4, [3], 2), gradient_sums="int3")
+
+
+def test_the_planner_packs_sums_only_where_nothing_exacter_fits() -> None:
+    model = models.mlp(256, [512, 512], 10)
+    how: Any = {"batch": 512, "trial": False}
+
+    def smallest(**wishes: Any) -> int:
+        with pytest.raises(MemoryLimitError) as refused:
+            compile(model, memory_limit=2**20, **how, **wishes)
+        return refused.value.smallest
+
+    exact, packed = smallest(gradient_sums="float32"), smallest()
+    assert packed < exact
+    assert compile(model, memory_limit=(packed + exact) // 2, **how).info.gradient_sums == "dynamic8"
+    assert compile(model, memory_limit=exact, **how).info.gradient_sums == "float32"
+    assert compile(model, memory_limit=packed, **how).peak_bytes <= packed
