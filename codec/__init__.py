@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from .errors import CodecError
 
 if TYPE_CHECKING:
-    from .delta import accumulate, decode_delta, encode_delta
-    from .integers import decode_integers, encode_integers
+    from .delta import accumulate, decode_delta, encode_delta, iterate_delta
+    from .integers import decode_integers, encode_integers, iterate_integers
     from .limits import CodecLimits
 
 __all__ = [
@@ -28,6 +28,8 @@ __all__ = [
     "decode_integers",
     "encode_delta",
     "encode_integers",
+    "iterate_delta",
+    "iterate_integers",
 ]
 
 #: Public name -> the module that it is loaded from.
@@ -38,6 +40,8 @@ _HOMES = {
     "decode_integers": ".integers",
     "encode_delta": ".delta",
     "encode_integers": ".integers",
+    "iterate_delta": ".delta",
+    "iterate_integers": ".integers",
 }
 
 

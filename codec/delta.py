@@ -7,13 +7,15 @@ all along.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from . import container, directory, quantize
+from . import container, directory, groups, quantize, scaled
 from .coding import arrays
 from .coding.bits import BitReader, BitWriter
 from .container import Kind
@@ -24,6 +26,7 @@ from .quantize import DEFAULT_QUALITY
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.floating[Any]]
 
 _FLOAT32 = np.dtype(np.float32)
 #: Order of the Exp-Golomb numbers that hold the change of step number from tensor to tensor.
@@ -32,6 +35,14 @@ _STEP_ORDER = 2
 _LARGEST_LEVEL = 1 << 20
 #: Magnitudes from here on are refused like infinite ones.
 _LARGEST_VALUE = np.float32(2.0**120)
+
+
+@dataclass(frozen=True)
+class _Quantized:
+    """A tensor as it is coded: levels, and the number of their step (None if all are zero)."""
+
+    levels: I64
+    step: int | None
 
 
 def encode_delta(
@@ -45,88 +56,150 @@ def encode_delta(
 
     `quality`, above 0 and below 1, is the share of each tensor's energy (sum of squares) that arrives with this blob;
     the rest stays in the residual: `delta + residual == decode_delta(blob) + new residual`, in float32, element by
-    element. Raises `CodecError` if something is not float32 or not finite, or if names or shapes of `residual`
-    differ.
+    element. Each tensor is asked for once, in order, and one group is held at a time besides the new residual:
+    `delta` may make its values when they are asked for. Raises `CodecError` if something is not float32 or not
+    finite, or if names or shapes of `residual` differ.
     """
+    left: dict[str, F32] = {}
+    return encode_lossy(delta, residual, quality, left, limits=limits), left
+
+
+def encode_lossy(
+    delta: Mapping[str, F32],
+    residual: Mapping[str, F32] | None,
+    quality: float,
+    left: dict[str, F32] | None,
+    *,
+    limits: CodecLimits = DEFAULT_LIMITS,
+) -> bytes:
+    """`encode_delta`, with the new residual put into `left`, or dropped if that is None."""
     if not 0.0 < quality < 1.0:
         raise CodecError(f"quality {quality} is not between 0 and 1: 0.9 sends nine tenths of the energy of a delta")
     if residual is not None and residual.keys() != delta.keys():
         names = sorted(residual.keys() ^ delta.keys())
         raise CodecError(f"residual and delta differ in {names[:5]}: the residual is of another model; start with None")
-    entries = [Entry(name, _FLOAT32, _float32(value, name).shape) for name, value in delta.items()]
-    directory.check(entries, limits)
-    flat: list[I64] = []
-    steps: list[int | None] = []
-    left: dict[str, F32] = {}
-    for name, value in delta.items():
-        total = _sum(value, None if residual is None else residual[name], name)
-        levels, step = quantize.quantize(total, quality)
-        flat.append(levels.reshape(-1))
-        steps.append(step)
-        left[name] = total if step is None else total - quantize.dequantize(levels, step)
+    totals = directory.Totals(limits)
+    entries: list[Entry] = []
+
+    def quantized() -> Iterator[_Quantized]:
+        for name in delta:
+            value = _float32(delta[name], name)
+            entries.append(totals.add(Entry(name, _FLOAT32, value.shape)))
+            total = _sum(value, None if residual is None else residual[name], name)
+            levels, step = quantize.quantize(total, quality)
+            if left is not None:
+                left[name] = total if step is None else total - quantize.dequantize(levels, step)
+            yield _Quantized(levels, step)
+
+    coded = [_encode_group(group) for group in groups.cut(quantized(), lambda tensor: tensor.levels.size)]
     head = BitWriter()
     directory.write(head, entries, typed=False)
-    before = 0
-    for step in steps:
-        step = before if step is None else step
-        head.signed(step - before, _STEP_ORDER)
-        before = step
-    rest = arrays.encode(head, flat)
-    return container.wrap(Kind.DELTA, head.to_bytes() + rest), left
+    return container.wrap(Kind.DELTA, [head.to_bytes(), *groups.join(coded)])
 
 
 def decode_delta(blob: bytes, *, limits: CodecLimits = DEFAULT_LIMITS) -> dict[str, F32]:
     """The float32 tensors of a blob. Raises `CodecError` for any bytes that are no delta, within `limits`."""
-    return dict(_decoded(blob, limits))
+    return dict(iterate_delta(blob, limits=limits))
+
+
+def iterate_delta(blob: bytes, *, limits: CodecLimits = DEFAULT_LIMITS) -> Iterator[tuple[str, F32]]:
+    """(name, tensor) of each tensor of a blob, in order; only the group in which it lies is held.
+
+    Raises `CodecError` for what is damaged or beyond `limits`: at once for the frame and the directory, and when its
+    turn comes for a group that the checksum did not betray.
+    """
+    payload, at, entries = _open(blob, limits)
+    return _tensors(payload, at, entries, limits)
 
 
 def accumulate(
-    blob: bytes,
-    into: Mapping[str, npt.NDArray[np.floating[Any]]],
-    weight: float = 1.0,
-    *,
-    limits: CodecLimits = DEFAULT_LIMITS,
+    blob: bytes, into: Mapping[str, Floats], weight: float = 1.0, *, limits: CodecLimits = DEFAULT_LIMITS
 ) -> None:
     """Add `weight` times the delta in `blob` to float tensors `into`, in place, in their own precision.
 
-    `into` may have more tensors than the blob. Raises `CodecError` if the blob is malformed, names a tensor that is
-    not there, or one of another shape; `into` is unchanged then.
+    `into` may have more tensors than the blob. Only one group of levels is held: a blob of several groups is
+    decoded twice, first to verify it, then to add it. Raises `CodecError` if the blob is malformed, names a tensor
+    that is not there, or one of another shape; `into` is unchanged then.
     """
-    decoded = decode_delta(blob, limits=limits)
-    for name, tensor in decoded.items():
-        if name not in into:
-            raise CodecError(f"the delta changes {name!r}, which the model does not have: it belongs to another model")
-        if into[name].shape != tensor.shape:
-            raise CodecError(
-                f"the delta has {name!r} in shape {tensor.shape}, the model in {into[name].shape}: "
-                "it belongs to another model"
-            )
-    while decoded:
-        name, tensor = decoded.popitem()
-        target = into[name]
-        np.add(target, target.dtype.type(weight) * tensor, out=target)
+    if not math.isfinite(weight):
+        raise CodecError(f"a weight of {weight} would destroy the sum: weights are finite")
+    payload, at, entries = _open(blob, limits)
+    for entry in entries:
+        _check_target(entry, into)
+    members = list(groups.cut(entries, lambda entry: entry.count))
+    if len(members) > 1:
+        for group, data in zip(members, groups.split(payload, at, len(members)), strict=True):
+            _decode_group(data, group, limits)
+    for group, data in zip(members, groups.split(payload, at, len(members)), strict=True):
+        for entry, (levels, step) in zip(group, _decode_group(data, group, limits), strict=True):
+            scaled.add(levels, step, into[entry.name], weight)
 
 
-def _decoded(blob: bytes, limits: CodecLimits) -> Iterator[tuple[str, F32]]:
+def _encode_group(group: Sequence[_Quantized]) -> bytes:
+    head = BitWriter()
+    before = 0
+    for tensor in group:
+        step = before if tensor.step is None else tensor.step
+        head.signed(step - before, _STEP_ORDER)
+        before = step
+    rest = arrays.encode(head, [tensor.levels.reshape(-1) for tensor in group])
+    return head.to_bytes() + rest
+
+
+def _open(blob: bytes, limits: CodecLimits) -> tuple[bytes, int, list[Entry]]:
+    """(payload, where its groups begin, tensors) of a blob."""
     payload = container.unwrap(bytes(blob), Kind.DELTA, limits)
     head = BitReader(payload)
     entries = directory.read(head, limits, typed=False)
+    return payload, head.align(), entries
+
+
+def _decode_group(data: bytes, group: Sequence[Entry], limits: CodecLimits) -> list[tuple[I64, int]]:
+    """(flat levels, step number) of each tensor, all of them such that their values are finite."""
+    head = BitReader(data)
     steps: list[int] = []
     before = 0
-    for entry in entries:
+    for entry in group:
         before += head.signed(_STEP_ORDER)
         if before not in quantize.STEP_NUMBERS:
             raise CodecError(f"the step of {entry.name!r} is of no float32: the blob is damaged")
         steps.append(before)
-    flat = arrays.decode(head, payload, [entry.count for entry in entries], limits)
-    for entry, step, levels in zip(entries, steps, flat, strict=True):
-        if np.any((levels > _LARGEST_LEVEL) | (levels < -_LARGEST_LEVEL)):
+    flat = arrays.decode(head, data, [entry.count for entry in group], limits)
+    for entry, step, levels in zip(group, steps, flat, strict=True):
+        peak = max(int(levels.max()), -int(levels.min()))
+        if peak > _LARGEST_LEVEL:
             raise CodecError(f"{entry.name!r} has levels that no quantizer makes: the blob is damaged")
-        with np.errstate(over="ignore"):
-            tensor = quantize.dequantize(levels, step).reshape(entry.shape)
-        if not np.isfinite(tensor).all():
+        if not scaled.fits(peak, step):
             raise CodecError(f"{entry.name!r} has values beyond float32: the blob is damaged")
-        yield entry.name, tensor
+    return list(zip(flat, steps, strict=True))
+
+
+def _tensors(payload: bytes, at: int, entries: Sequence[Entry], limits: CodecLimits) -> Iterator[tuple[str, F32]]:
+    members = list(groups.cut(entries, lambda entry: entry.count))
+    parts = zip(members, groups.split(payload, at, len(members)), strict=True)
+    decoded: dict[str, tuple[I64, int]] = {}
+    for entry in entries:
+        if entry.count and not decoded:
+            group, data = next(parts)
+            decoded = {m.name: found for m, found in zip(group, _decode_group(data, group, limits), strict=True)}
+        values = quantize.dequantize(*decoded.pop(entry.name)) if entry.count else np.zeros(0, np.float32)
+        yield entry.name, values.reshape(entry.shape)
+    next(parts, None)  # without tensors there must be no bytes either
+
+
+def _check_target(entry: Entry, into: Mapping[str, Floats]) -> None:
+    if entry.name not in into:
+        raise CodecError(
+            f"the delta changes {entry.name!r}, which the model does not have: it belongs to another model"
+        )
+    target = into[entry.name]
+    if target.shape != entry.shape:
+        raise CodecError(
+            f"the delta has {entry.name!r} in shape {entry.shape}, the model in {target.shape}: "
+            "it belongs to another model"
+        )
+    if target.dtype.kind != "f" or not target.flags.writeable:
+        raise CodecError(f"{entry.name!r} of type {target.dtype} cannot be added to: give writable arrays of floats")
 
 
 def _float32(value: F32, name: str) -> F32:
@@ -137,7 +210,7 @@ def _float32(value: F32, name: str) -> F32:
 
 
 def _sum(value: F32, residual: F32 | None, name: str) -> F32:
-    total = _float32(value, name).astype(np.float32)
+    total = value.astype(np.float32)
     if residual is not None:
         rest = _float32(residual, f"{name} (residual)")
         if rest.shape != total.shape:
@@ -146,7 +219,7 @@ def _sum(value: F32, residual: F32 | None, name: str) -> F32:
                 "it is of another model; start with None"
             )
         with np.errstate(over="ignore", invalid="ignore"):
-            total = total + rest
+            total += rest
     # NaN fails the comparison too. The bound leaves room for a decoded value half a step above.
     if not (np.abs(total) < _LARGEST_VALUE).all():
         raise CodecError(

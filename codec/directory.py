@@ -126,6 +126,11 @@ def read(head: BitReader, limits: CodecLimits, *, typed: bool) -> list[Entry]:
             raise CodecError(
                 f"names of more than {limits.names_bytes} bytes: raise names_bytes of CodecLimits to read it"
             )
+        if entry.count > limits.array_elements:
+            raise CodecError(
+                f"{name!r} has {entry.count} elements, at most {limits.array_elements} of one array are decoded: raise "
+                "array_elements of CodecLimits to read it"
+            )
         if elements > limits.elements or size > limits.decoded_bytes:
             raise CodecError(
                 f"the arrays up to {name!r} are {elements} elements in {size} bytes, and at most {limits.elements} in "
@@ -139,33 +144,45 @@ def read(head: BitReader, limits: CodecLimits, *, typed: bool) -> list[Entry]:
     return entries
 
 
-def check(entries: Sequence[Entry], limits: CodecLimits) -> None:
-    """Refuse, before encoding, what no decoder with these limits would read."""
-    if len(entries) > limits.arrays:
-        raise CodecError(f"{len(entries)} arrays, and at most {limits.arrays} go into one blob: use several")
-    for entry in entries:
-        if len(entry.shape) > limits.dimensions:
-            raise CodecError(
-                f"{entry.name!r} has {len(entry.shape)} dimensions, at most {limits.dimensions} are coded: reshape it"
-            )
-    elements = sum(e.count for e in entries)
-    size = sum(e.count * e.dtype.itemsize for e in entries)
-    if elements > limits.elements or size > limits.decoded_bytes:
-        raise CodecError(
-            f"{elements} elements in {size} bytes, and at most {limits.elements} in {limits.decoded_bytes} go into "
-            "one blob: use several"
-        )
-    names = 0
-    for entry in entries:
+class Totals:
+    """Refuses, while encoding, what no decoder with these limits would read."""
+
+    def __init__(self, limits: CodecLimits) -> None:
+        self._limits = limits
+        self._arrays = self._elements = self._size = self._names = 0
+
+    def add(self, entry: Entry) -> Entry:
+        """Count an array in, and hand it back."""
+        limits = self._limits
         try:
             length = len(entry.name.encode())
         except UnicodeEncodeError as error:
             raise CodecError(f"the name {entry.name!r} is not valid Unicode: rename the array") from error
-        names += length
-        if length > limits.name_bytes or names > limits.names_bytes:
+        self._arrays += 1
+        self._elements += entry.count
+        self._size += entry.count * entry.dtype.itemsize
+        self._names += length
+        if self._arrays > limits.arrays:
+            raise CodecError(f"more than {limits.arrays} arrays do not go into one blob: use several")
+        if len(entry.shape) > limits.dimensions:
+            raise CodecError(
+                f"{entry.name!r} has {len(entry.shape)} dimensions, at most {limits.dimensions} are coded: reshape it"
+            )
+        if entry.count > limits.array_elements:
+            raise CodecError(
+                f"{entry.name!r} has {entry.count} elements, at most {limits.array_elements} are coded in one array: "
+                "cut it into several"
+            )
+        if self._elements > limits.elements or self._size > limits.decoded_bytes:
+            raise CodecError(
+                f"the arrays up to {entry.name!r} are {self._elements} elements in {self._size} bytes, at most "
+                f"{limits.elements} in {limits.decoded_bytes} go into one blob: use several"
+            )
+        if length > limits.name_bytes or self._names > limits.names_bytes:
             raise CodecError(
                 f"the name {entry.name[:40]!r}... is too long, {limits.name_bytes} bytes are most: rename the array"
             )
+        return entry
 
 
 def _cut(name: str) -> list[bytes]:

@@ -1,13 +1,13 @@
-"""Named integer arrays to bytes and back, without loss."""
+"""Named integer arrays to bytes and back, without loss, group by group."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from . import container, directory
+from . import container, directory, groups
 from .coding import arrays
 from .coding.bits import BitReader, BitWriter
 from .container import Kind
@@ -15,6 +15,7 @@ from .directory import DTYPES, Entry
 from .errors import CodecError
 from .limits import DEFAULT_LIMITS, CodecLimits
 
+Integers = npt.NDArray[np.generic]
 I64 = npt.NDArray[np.int64]
 
 _INTEGERS = [dtype for dtype in DTYPES.values() if dtype.kind in "iub"]
@@ -23,28 +24,42 @@ _INTEGERS = [dtype for dtype in DTYPES.values() if dtype.kind in "iub"]
 def encode_integers(tensors: Mapping[str, npt.ArrayLike], *, limits: CodecLimits = DEFAULT_LIMITS) -> bytes:
     """Encode arrays of any integer type (or bool) and any shape; names and order are kept.
 
-    Raises `CodecError` for arrays of other types and for more than `limits` lets a decoder read.
+    Each value is asked for once, in order, and one group is held at a time: `tensors` may make its values when they
+    are asked for. Raises `CodecError` for arrays of other types and for more than `limits` lets a decoder read.
     """
+    totals = directory.Totals(limits)
     entries: list[Entry] = []
-    flat: list[I64] = []
-    for name, value in tensors.items():
-        array = np.asarray(value)
-        dtype = array.dtype.newbyteorder("=")
-        if dtype not in _INTEGERS:
-            raise CodecError(f"array {name!r} is of type {array.dtype}, not integers: quantize it, or use encode_delta")
-        entries.append(Entry(name, dtype, array.shape))
-        flat.append(to_int64(array))
-    directory.check(entries, limits)
+
+    def checked() -> Iterator[Integers]:
+        for name in tensors:
+            array = np.asarray(tensors[name])
+            dtype = array.dtype.newbyteorder("=")
+            if dtype not in _INTEGERS:
+                raise CodecError(
+                    f"array {name!r} is of type {array.dtype}, not integers: quantize it, or use encode_delta"
+                )
+            entries.append(totals.add(Entry(name, dtype, array.shape)))
+            yield array
+
+    coded = [_encode_group(group) for group in groups.cut(checked(), lambda array: array.size)]
     head = BitWriter()
     directory.write(head, entries, typed=True)
-    rest = arrays.encode(head, flat)
-    return container.wrap(Kind.INTEGERS, head.to_bytes() + rest)
+    return container.wrap(Kind.INTEGERS, [head.to_bytes(), *groups.join(coded)])
 
 
-def decode_integers(blob: bytes, *, limits: CodecLimits = DEFAULT_LIMITS) -> dict[str, npt.NDArray[np.generic]]:
+def decode_integers(blob: bytes, *, limits: CodecLimits = DEFAULT_LIMITS) -> dict[str, Integers]:
     """The arrays that `encode_integers` was given, in native byte order, each owning its memory.
 
     Raises `CodecError` for any other bytes, before it allocates more than `limits` allows.
+    """
+    return dict(iterate_integers(blob, limits=limits))
+
+
+def iterate_integers(blob: bytes, *, limits: CodecLimits = DEFAULT_LIMITS) -> Iterator[tuple[str, Integers]]:
+    """(name, array) of each array of a blob, in order; only the group in which it lies is held.
+
+    Raises `CodecError` for what is damaged or beyond `limits`: at once for the frame and the directory, and when its
+    turn comes for a group that the checksum did not betray.
     """
     payload = container.unwrap(bytes(blob), Kind.INTEGERS, limits)
     head = BitReader(payload)
@@ -52,21 +67,38 @@ def decode_integers(blob: bytes, *, limits: CodecLimits = DEFAULT_LIMITS) -> dic
     for entry in entries:
         if entry.dtype not in _INTEGERS:
             raise CodecError(f"array {entry.name!r} is of type {entry.dtype} in a blob of integers: it is damaged")
-    flat = arrays.decode(head, payload, [entry.count for entry in entries], limits)
-    return {
-        entry.name: from_int64(values, entry.dtype, entry.name).reshape(entry.shape)
-        for entry, values in zip(entries, flat, strict=True)
-    }
+    return _arrays(payload, head.align(), entries, limits)
 
 
-def to_int64(array: npt.NDArray[np.generic]) -> I64:
+def to_int64(array: Integers) -> I64:
     """Flat, in C order; the upper half of uint64 wraps to negative numbers."""
     return np.ascontiguousarray(array).reshape(-1).astype(np.int64)
 
 
-def from_int64(values: I64, dtype: np.dtype[np.generic], name: str) -> npt.NDArray[np.generic]:
+def from_int64(values: I64, dtype: np.dtype[np.generic], name: str) -> Integers:
     """The inverse of `to_int64`; `CodecError` if a value is not of `dtype`."""
     result = values.astype(dtype)
     if not np.array_equal(result.astype(np.int64), values):
         raise CodecError(f"array {name!r} has values that are not of its type {dtype}: the blob is damaged")
     return result
+
+
+def _encode_group(group: Sequence[Integers]) -> bytes:
+    head = BitWriter()
+    rest = arrays.encode(head, [to_int64(array) for array in group])
+    return head.to_bytes() + rest
+
+
+def _arrays(payload: bytes, at: int, entries: Sequence[Entry], limits: CodecLimits) -> Iterator[tuple[str, Integers]]:
+    members = list(groups.cut(entries, lambda entry: entry.count))
+    parts = zip(members, groups.split(payload, at, len(members)), strict=True)
+    decoded: dict[str, Integers] = {}
+    for entry in entries:
+        if entry.count and not decoded:
+            group, data = next(parts)
+            flat = arrays.decode(BitReader(data), data, [member.count for member in group], limits)
+            decoded = {m.name: from_int64(v, m.dtype, m.name) for m, v in zip(group, flat, strict=True)}
+            del flat
+        values = decoded.pop(entry.name) if entry.count else np.zeros(0, entry.dtype)
+        yield entry.name, values.reshape(entry.shape)
+    next(parts, None)  # without arrays there must be no bytes either

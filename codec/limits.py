@@ -1,18 +1,19 @@
 """How much a decoder may be made to do, in one place.
 
 Every size that a blob claims is checked against these before anything of that size is allocated, so bytes from a
-stranger cost at most what is written here. The decoder's own working memory is at most about
-`WORK_BYTES_PER_ELEMENT` for each decoded element and `WORK_BYTES_PER_BLOB_BYTE` for each byte of the blob, plus
-both.
+stranger cost at most what is written here. The decoder holds one group of arrays at a time (`groups.py`): its own
+working memory is at most about `WORK_BYTES_PER_ELEMENT` for each element of the largest group (at most 2**20 elements
+or one array, whichever is more) and `WORK_BYTES_PER_BLOB_BYTE` for each byte of that group, plus one copy of the
+blob, plus what it hands out.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: Bytes of scratch memory for each element while decoding (64-bit symbols, tokens, raw bits and their positions).
+#: Bytes of scratch memory for each element of a group while decoding (64-bit symbols, tokens, raw bits, positions).
 WORK_BYTES_PER_ELEMENT = 96
-#: And for each byte of the blob (24-bit windows on every byte, and what it takes to make them).
+#: And for each byte of the coded group (24-bit windows on every byte, and what it takes to make them).
 WORK_BYTES_PER_BLOB_BYTE = 20
 
 
@@ -22,10 +23,12 @@ class CodecLimits:
 
     #: Bytes of the blob itself.
     blob_bytes: int = 512 * 2**20
-    #: Bytes of all decoded arrays together, or of an unpacked file.
+    #: Bytes of all decoded arrays together.
     decoded_bytes: int = 512 * 2**20
-    #: Elements of all decoded arrays together: what working memory is proportional to.
+    #: Elements of all decoded arrays together.
     elements: int = 2**27
+    #: Elements of one array: what working memory is proportional to, from 2**20 on.
+    array_elements: int = 2**27
     #: Arrays in one blob.
     arrays: int = 2**16
     #: Dimensions of one array (numpy 1.26 has no more).
@@ -33,7 +36,7 @@ class CodecLimits:
     #: UTF-8 bytes of one name, and of all names together.
     name_bytes: int = 1024
     names_bytes: int = 4 * 2**20
-    #: Huffman codes in one blob; each takes 16 KiB while decoding.
+    #: Huffman codes in one group; each takes 16 KiB while decoding.
     codes: int = 1024
 
 

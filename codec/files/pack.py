@@ -69,7 +69,7 @@ def pack_file(data: bytes, name: str, *, limits: CodecLimits = DEFAULT_LIMITS) -
     for byte in encoded:
         front.bits(byte, 8)
     front.number(len(data), 16)
-    return container.wrap(Kind.FILE, front.to_bytes() + body)
+    return container.wrap(Kind.FILE, [front.to_bytes(), body])
 
 
 def unpack_file(blob: bytes, *, limits: CodecLimits = DEFAULT_LIMITS) -> tuple[str, bytes]:

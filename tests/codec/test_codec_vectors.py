@@ -17,7 +17,7 @@ def test_the_encoder_still_writes_these_bytes(name: str) -> None:
 
 
 def test_no_blob_is_left_unchecked() -> None:
-    assert {path.name for path in GENERATOR["HERE"].glob("*.sndl")} == {*BLOBS, "file-v1.sndl"}
+    assert {path.name for path in GENERATOR["HERE"].glob("*.sndl")} == {*BLOBS, "file-v2.sndl"}
 
 
 def test_the_packed_file_still_unpacks() -> None:

@@ -84,7 +84,7 @@ def blobs() -> Iterator[tuple[str, bytes]]:
         arrays = make()
         blob = encode_integers(arrays)
         same(arrays, decode_integers(blob))
-        yield f"{name}-v1.sndl", blob
+        yield f"{name}-v2.sndl", blob
     delta = network()
     residual: dict[str, npt.NDArray[np.float32]] | None = None
     for number, quality in enumerate((0.95, 0.5)):
@@ -92,7 +92,7 @@ def blobs() -> Iterator[tuple[str, bytes]]:
         blob, residual = encode_delta(delta, residual, quality)
         decoded = decode_delta(blob)
         same(total, {name: decoded[name] + residual[name] for name in decoded})
-        yield f"delta-{number}-v1.sndl", blob
+        yield f"delta-{number}-v2.sndl", blob
 
 
 def same(expected: object, found: object) -> None:
@@ -108,7 +108,7 @@ def same(expected: object, found: object) -> None:
 
 def check_packed() -> None:
     """Packed files depend on zlib and lzma, so only unpacking is fixed: the stored blob must give the file back."""
-    path = HERE / "file-v1.sndl"
+    path = HERE / "file-v2.sndl"
     name, data = "weights.bin", weights_file()
     if not path.exists():
         path.write_bytes(pack_file(data, name))

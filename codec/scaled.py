@@ -1,0 +1,55 @@
+"""Levels times a step, straight into a sum: no tensor of values is ever made.
+
+Levels are added in pieces that stay in the cache, in the precision of the sum. A level (20 bits) times a step (4
+bits) is exact in float32, so each element is the value that `quantize.dequantize` gives, times the weight, added.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import quantize
+
+#: Elements of a piece: levels, products and sums of one fit the second cache together.
+_PIECE = 1 << 15
+#: Steps from the smallest normal float32 on are exact in float32; smaller ones take the long way.
+_SMALLEST = 2.0**-126
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def step_size(number: int) -> float:
+    """The size of a step by its number: 8 to 15 times a power of two."""
+    octave, mantissa = divmod(number, 8)
+    return math.ldexp(8 + mantissa, octave)
+
+
+def fits(peak: int, number: int) -> bool:
+    """Whether `peak` steps are still a float32."""
+    return peak * step_size(number) <= _LARGEST
+
+
+def add(
+    levels: npt.NDArray[np.signedinteger[Any]], number: int, into: npt.NDArray[np.floating[Any]], weight: float
+) -> None:
+    """Add `weight` times the values of flat `levels` under a step number to `into`, in its precision."""
+    step = step_size(number)
+    factor = into.dtype.type(weight)
+    if step < _SMALLEST or not into.flags.c_contiguous or into.dtype.itemsize < 4:
+        values = quantize.dequantize(levels.astype(np.int64), number).astype(into.dtype)
+        into += factor * values.reshape(into.shape)
+        return
+    flat = into.reshape(-1)
+    size = into.dtype.type(step)
+    product = np.empty(min(_PIECE, len(flat)), into.dtype)
+    for start in range(0, len(flat), _PIECE):
+        part = flat[start : start + _PIECE]
+        value = product[: len(part)]
+        value[...] = levels[start : start + _PIECE]
+        value *= size
+        if weight != 1.0:
+            value *= factor
+        part += value
