@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 #: Bytes of scratch memory for each element of a group while decoding (64-bit symbols, tokens, raw bits, positions).
 WORK_BYTES_PER_ELEMENT = 96
-#: And for each byte of the coded group (24-bit windows on every byte, and what it takes to make them).
+#: And for each byte of the coded group (64-bit windows on every second byte, of all bits forward and backward).
 WORK_BYTES_PER_BLOB_BYTE = 20
 
 

@@ -2,8 +2,8 @@
 
 Encoding: arrays are grouped into sequences (`plan.group`), each sequence is coded in its cheapest way. The header
 receives, for each array, its sequence, and for each sequence its base, its way and its Huffman code; then the lengths
-of all lanes. After the header, from a whole byte on, come the codes of all lanes, and from the next whole byte on all
-raw bits.
+of all segments. After the header, from a whole byte on, come the codes of all lanes, and from the next whole byte on
+all raw bits.
 
 A later version may divide arrays into sequences in another way (by row and column): that is another number in
 `_DIVISION`.
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ..errors import CodecError
 from ..limits import CodecLimits
 from . import huffman, lanes, modes, plan
-from .bits import BitReader, BitWriter, pack, unpack, windows
+from .bits import BitReader, BitWriter, pack, unpack, words
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -83,10 +83,10 @@ def decode(head: BitReader, data: bytes, counts: Sequence[int], limits: CodecLim
         ways.append((way, radix))
         lengths = huffman.read_lengths(head, alphabet) if symbols else np.full(alphabet, -1, np.int64)
         streams.append((symbols, lengths))
-    lane_counts, lane_sizes = lanes.read_sizes(head, streams)
+    layout = lanes.read_layout(head, streams)
     rest = data[head.align() :]
-    decoded = lanes.decode(rest, streams, lane_counts, lane_sizes)
-    raw = _Raw(rest[-(-sum(lane_sizes) // 8) :])
+    decoded = lanes.decode(rest, layout)
+    raw = _Raw(rest[-(-layout.bits // 8) :])
     values = [
         modes.MODES[way.mode].decode(way, size, radix, symbols, raw.read) + np.int64(base)
         for size, (way, radix), symbols, base in zip(sizes, ways, decoded, bases, strict=True)
@@ -105,21 +105,21 @@ class _Raw:
 
     def __init__(self, data: bytes) -> None:
         self._bits = 8 * len(data)
-        self._window = windows(data, 4)
+        self._words = words(data)
         self._position = 0
 
     def read(self, lengths: I64) -> U64:
         end = self._position + int(lengths.sum())
         if end > self._bits:
             raise CodecError("the blob ends inside its raw bits: it was cut off; fetch it again")
-        values = unpack(self._window, self._position, lengths)
+        values = unpack(self._words, self._position, lengths)
         self._position = end
         return values
 
     def finish(self) -> None:
         if self._bits - self._position >= 8:
             raise CodecError("bytes are left over at the end of the blob: it is damaged")
-        left = unpack(self._window, self._position, np.array([self._bits - self._position], np.int64))
+        left = unpack(self._words, self._position, np.array([self._bits - self._position], np.int64))
         if left.any():
             raise CodecError("padding bits at the end of the blob are not zero: it is damaged")
 

@@ -1,8 +1,9 @@
 """Bits in and out: a writer and reader for small side information, and vectorized packing for the bulk.
 
 All bits are most significant first. Numbers in side information are Exp-Golomb codes (as in ISO/IEC 14496-10, clause
-9.1): small numbers take few bits and no number is too large. The bulk never goes through the scalar reader: `pack`
-places all codes at once and `unpack` gathers all raw fields at once, both from precomputed bit positions.
+9.1): small numbers take few bits and no number is too large. The bulk never goes through the scalar reader: `place`
+and `pack` place all fields at once and `unpack` gathers all raw fields at once, both from precomputed bit positions in
+words of 64 bits.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ I64 = npt.NDArray[np.int64]
 
 #: Longest number that side information can hold, in bits.
 _LONGEST_NUMBER = 66
-#: Fields are placed and gathered in pieces of this many bits: with up to 7 bits of offset they fit a 24-bit window.
-_PIECE = 16
+#: Fields are placed so many at a time, which keeps what is made of them in the cache.
+_PIECE = 1 << 14
+#: Each byte with its bits in reverse.
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def zigzag(value: int) -> int:
@@ -89,6 +92,10 @@ class BitReader:
             raise CodecError(f"{value} at bit {self.position} of the header exceeds the limit of {largest}")
         return value
 
+    def numbers(self, count: int, order: int = 0) -> list[int]:
+        """The next `count` numbers of one order."""
+        return [self.number(order) for _ in range(count)]
+
     def signed(self, order: int = 0) -> int:
         """The next signed number."""
         return unzigzag(self.number(order))
@@ -100,50 +107,62 @@ class BitReader:
         return self.position >> 3
 
 
-def windows(data: bytes, margin: int) -> npt.NDArray[np.uint32]:
-    """For every byte of `data`, and `margin` zero bytes after it, the 24 bits that start there."""
-    padded = np.zeros(len(data) + margin + 2, np.uint32)
-    padded[: len(data)] = np.frombuffer(data, np.uint8)
-    result: npt.NDArray[np.uint32] = (padded[:-2] << np.uint32(16)) | (padded[1:-1] << np.uint32(8)) | padded[2:]
-    return result
+def place(values: U64, lengths: I64, starts: I64, total: int) -> bytes:
+    """`total` bits, a multiple of 64, with `values[i]` in `lengths[i]` (0 to 64) bits from bit `starts[i]` on.
+
+    Starts ascend and no two fields share a bit; bits in no field are zeros.
+    """
+    words = np.zeros((total >> 6) + 1, np.uint64)
+    for begin in range(0, len(values), _PIECE):
+        piece = slice(begin, begin + _PIECE)
+        _place(words, values[piece], lengths[piece], starts[piece])
+    return words[:-1].astype(">u8").tobytes()
+
+
+def _place(words: U64, values: U64, lengths: I64, starts: I64) -> None:
+    if not lengths.all():
+        used = np.flatnonzero(lengths)
+        if not len(used):
+            return
+        values, lengths, starts = values[used], lengths[used], starts[used]
+    word, offset = starts >> 6, starts & 63
+    top = values << (64 - lengths).astype(np.uint64)
+    first = np.flatnonzero(np.diff(word, prepend=-1))
+    words[word[first]] |= np.bitwise_or.reduceat(top >> offset.astype(np.uint64), first)
+    # Of the fields that begin in one word, the last alone can reach into the next.
+    over = np.flatnonzero(offset + lengths > 64)
+    words[word[over] + 1] |= top[over] << (64 - offset[over]).astype(np.uint64)
 
 
 def pack(values: U64, lengths: I64, total: int) -> bytes:
     """Place `values[i]` in `lengths[i]` (0 to 64) bits, one after another; `total` is the sum of the lengths."""
-    size = -(-total // 8)
-    ends = np.cumsum(lengths)
-    out = np.zeros(size + 3, np.int64)
-    for shift in range(0, 64, _PIECE):
-        chosen = np.flatnonzero(lengths > shift)
-        if not len(chosen):
-            break
-        length = np.minimum(lengths[chosen] - shift, _PIECE)
-        start = ends[chosen] - shift - length
-        mask = (np.int64(1) << length) - 1
-        piece = (values[chosen] >> np.uint64(shift)).astype(np.int64) & mask
-        piece <<= 24 - length - (start & 7)
-        first = start >> 3
-        # No two fields share a bit, so sums are unions; float sums of bytes are exact.
-        for index in range(3):
-            byte = (piece >> (16 - 8 * index)) & 255
-            out += np.bincount(first + index, byte, size + 3).astype(np.int64)
-    return out[:size].astype(np.uint8).tobytes()
+    placed = place(values, lengths, np.cumsum(lengths) - lengths, -(-total // 64) * 64)
+    return placed[: -(-total // 8)]
 
 
-def unpack(window: npt.NDArray[np.uint32], start: int, lengths: I64) -> U64:
-    """Gather fields of `lengths[i]` (0 to 64) bits that lie one after another from bit `start` on.
+def words(data: bytes) -> U64:
+    """`data` in words of 64 bits, the most significant first, with a word of zeros or more after it."""
+    return np.frombuffer(data + bytes(8 + -len(data) % 8), ">u8").astype(np.uint64)
 
-    The caller has checked that `start` plus all lengths lies within the data of `windows`.
+
+def unpack(data: U64, start: int, lengths: I64) -> U64:
+    """Gather fields of `lengths[i]` (0 to 64) bits that lie one after another from bit `start` of `words` on.
+
+    The caller has checked that `start` plus all lengths lies within the data.
     """
-    ends = np.cumsum(lengths) + start
+    lengths = lengths.astype(np.int64, copy=False)
     values = np.zeros(len(lengths), np.uint64)
-    for shift in range(0, 64, _PIECE):
-        chosen = np.flatnonzero(lengths > shift)
-        if not len(chosen):
-            break
-        length = np.minimum(lengths[chosen] - shift, _PIECE)
-        begin = ends[chosen] - shift - length
-        piece = window[begin >> 3].astype(np.int64) >> (24 - length - (begin & 7))
-        piece &= (np.int64(1) << length) - 1
-        values[chosen] |= piece.astype(np.uint64) << np.uint64(shift)
+    used = np.flatnonzero(lengths)
+    chosen = lengths[used]
+    begin = np.cumsum(chosen) - chosen + start
+    word, offset = begin >> 6, (begin & 63).astype(np.uint64)
+    found = data.take(word) << offset
+    found |= (data.take(word + 1) >> np.uint64(1)) >> (np.uint64(63) - offset)
+    found >>= (64 - chosen).astype(np.uint64)
+    values[used] = found
     return values
+
+
+def reverse(data: bytes) -> bytes:
+    """All bits in reverse order."""
+    return data[::-1].translate(_REVERSED)

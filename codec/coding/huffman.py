@@ -83,23 +83,25 @@ def _package_merge(counts: list[int]) -> list[int]:
 
 def canonical_codes(lengths: I64) -> npt.NDArray[np.uint64]:
     """The code word of each symbol (0 for absent ones): shorter codes first, then by symbol."""
-    codes = np.zeros(len(lengths), np.uint64)
-    code, previous = 0, 0
-    for symbol in np.lexsort((np.arange(len(lengths)), lengths)).tolist():
-        length = int(lengths[symbol])
-        if length > 0:
-            code <<= length - previous
-            codes[symbol] = code
-            code, previous = code + 1, length
-    return codes
+    present, room = _canonical(lengths)
+    codes = np.zeros(len(lengths), np.int64)
+    # What all words before one take of the table is that word, followed by zeros.
+    codes[present] = (np.cumsum(room) - room) >> (LONGEST - lengths[present])
+    return codes.view(np.uint64)
 
 
-def decode_table(lengths: I64) -> npt.NDArray[np.uint32]:
-    """4,096 entries `symbol << 4 | length`, indexed by the next 12 bits. The code must be complete."""
+def decode_table(lengths: I64) -> npt.NDArray[np.uint16]:
+    """Entries `symbol << 4 | length`, indexed by as many next bits as the longest code has. The code is complete."""
+    present, room = _canonical(lengths)
+    entries = (present << 4 | lengths[present]).astype(np.uint16)
+    return np.repeat(entries, room >> (LONGEST - int(lengths.max())))
+
+
+def _canonical(lengths: I64) -> tuple[I64, I64]:
+    """Symbols in the order of their code words, and how many of all 4,096 words of 12 bits begin with each."""
     present = np.flatnonzero(lengths >= 0)
     present = present[np.argsort(lengths[present], kind="stable")]
-    entries = (present << 4 | lengths[present]).astype(np.uint32)
-    return np.repeat(entries, 1 << (LONGEST - lengths[present]))
+    return present, np.int64(1) << (LONGEST - lengths[present])
 
 
 def write_lengths(head: BitWriter, lengths: I64) -> None:

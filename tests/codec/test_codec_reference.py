@@ -106,6 +106,32 @@ def read_code(bits: Bits) -> dict[tuple[int, int], int]:
     return words
 
 
+def read_symbol(bits: Bits, code: dict[tuple[int, int], int]) -> int:
+    length, word = 0, 0
+    while (length, word) not in code:
+        length, word = length + 1, word << 1 | bits.take(1)
+    return code[length, word]
+
+
+def read_sizes(bits: Bits, streams: list[tuple[int, dict[tuple[int, int], int]]]) -> list[list[int]]:
+    """The sizes of the segments of each stream of (symbols, code)."""
+    result: list[list[int]] = []
+    longest = 0
+    for symbols, code in streams:
+        result.append([])
+        if not symbols or (0, 0) in code:
+            continue
+        longest = longest or 2 ** (8 + bits.take(2))
+        pairs = math.ceil(symbols / (2 * longest))
+        total = math.floor(symbols * sum(Fraction(length, 1 << length) for length, _ in code))
+        guess = total // pairs
+        digits = len(f"{guess:b}") if guess else 0
+        mean = guess + bits.signed(max(digits // 2 - 1, digits - 6, 0))
+        order = bits.take(4) if pairs > 1 else 0
+        result[-1] = [mean + bits.signed(order) for _ in range(pairs)] if pairs > 1 else [mean]
+    return result
+
+
 def read_arrays(bits: Bits, counts: list[int]) -> list[list[int]]:
     assert bits.number() == 0
     total = bits.number()
@@ -127,24 +153,21 @@ def read_arrays(bits: Bits, counts: list[int]) -> list[list[int]]:
             symbols = math.ceil(size / extent)
         code = read_code(bits) if symbols else {}
         sequences.append((size, base, mode, split, extent, radix, symbols, code))
-    lanes = [
-        [bits.number(10) + min(2048, s[6] - at) for at in range(0, s[6], 2048)] if (0, 0) not in s[7] else []
-        for s in sequences
-    ]
+    sizes = read_sizes(bits, [(s[6], s[7]) for s in sequences])
     bits.align()
     streams = []
-    for (*_, symbols, code), sizes in zip(sequences, lanes, strict=True):
-        stream: list[int] = []
-        if (0, 0) in code:
-            stream = [code[0, 0]] * symbols
-        for size in sizes:
-            end = bits.at + size
-            for _ in range(min(2048, symbols - len(stream))):
-                length, word = 0, 0
-                while (length, word) not in code:
-                    length, word = length + 1, word << 1 | bits.take(1)
-                stream.append(code[length, word])
-            assert bits.at == end
+    for (*_, symbols, code), segments in zip(sequences, sizes, strict=True):
+        stream = [code.get((0, 0), 0)] * symbols
+        lanes = 2 * len(segments)
+        for index, size in enumerate(segments):
+            text = bits.text[bits.at : bits.at + size]
+            forward, backward = Bits(b""), Bits(b"")
+            forward.text, backward.text = text, text[::-1]
+            for lane, half in ((index, forward), (index + lanes // 2, backward)):
+                for place in range(lane, symbols, lanes):
+                    stream[place] = read_symbol(half, code)
+            assert forward.at + backward.at == len(text) == size
+            bits.at += size
         streams.append(stream)
     bits.align()
     values = [read_sequence(bits, s, stream) for s, stream in zip(sequences, streams, strict=True)]
