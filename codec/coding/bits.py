@@ -16,8 +16,11 @@ from ..errors import CodecError
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 
-#: Longest number that side information can hold, in bits.
-_LONGEST_NUMBER = 66
+#: Zeros before a number are fewer than this, and orders are at most 16: no number takes more bits than the second.
+_LONGEST_NUMBER, _LONGEST_FIELD = 66, 148
+#: A reader holds this many bytes; a number of as many ones as the index says.
+_CHUNK = 64
+_ONES = [(1 << count) - 1 for count in range(8 * _CHUNK + 1)]
 #: Fields are placed so many at a time, which keeps what is made of them in the cache.
 _PIECE = 1 << 14
 #: Each byte with its bits in reverse.
@@ -44,7 +47,7 @@ class BitWriter:
     def bits(self, value: int, count: int) -> None:
         """`count` bits holding `value` (0 <= value < 2**count)."""
         if count:
-            self._bits.append(format(value, f"0{count}b"))
+            self._bits.append(bin(value | 1 << count)[3:])
             self.length += count
 
     def number(self, value: int, order: int = 0) -> None:
@@ -67,29 +70,44 @@ class BitReader:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
+        self._size = 8 * len(data)
+        self._chunk, self._end = 0, -1
         self.position = 0
 
-    def _peek(self, count: int) -> int:
-        first, last = self.position >> 3, (self.position + count + 7) >> 3
-        piece = self._data[first:last].ljust(last - first, b"\0")
-        return (int.from_bytes(piece, "big") >> (8 * last - self.position - count)) & ((1 << count) - 1)
+    def _load(self) -> None:
+        """Hold the bits of the next `_CHUNK` bytes, as if zeros followed the data."""
+        first = self.position >> 3
+        piece = self._data[first : first + _CHUNK].ljust(_CHUNK, b"\0")
+        self._chunk = int.from_bytes(piece, "big")
+        self._end = 8 * (first + _CHUNK)
 
     def bits(self, count: int) -> int:
-        """The next `count` bits as a natural number."""
-        if self.position + count > 8 * len(self._data):
-            raise CodecError("the blob ends inside its header: it was cut off; fetch it again")
-        value = self._peek(count)
-        self.position += count
-        return value
+        """The next `count` bits (at most 500) as a natural number."""
+        end = self.position + count
+        if end > self._end:
+            if end > self._size:
+                raise CodecError("the blob ends inside its header: it was cut off; fetch it again")
+            self._load()
+        self.position = end
+        return self._chunk >> (self._end - end) & _ONES[count]
 
     def number(self, order: int = 0, largest: int = 2**64 - 1) -> int:
         """The next Exp-Golomb number; `CodecError` if it exceeds `largest`."""
-        zeros = _LONGEST_NUMBER - self._peek(_LONGEST_NUMBER).bit_length()
-        if zeros >= _LONGEST_NUMBER:
+        left = self._end - self.position
+        if left < _LONGEST_FIELD:
+            self._load()
+            left = self._end - self.position
+        rest = self._chunk & _ONES[left]
+        size = rest.bit_length()
+        width = 2 * (left - size) + 1 + order
+        if left - size >= _LONGEST_NUMBER:
             raise CodecError(f"no number at bit {self.position} of the header: the blob is damaged")
-        value = self.bits(2 * zeros + 1 + order) - (1 << order)
+        if self.position + width > self._size:
+            raise CodecError("the blob ends inside its header: it was cut off; fetch it again")
+        value = (rest >> (left - width)) - (1 << order)
         if value > largest:
             raise CodecError(f"{value} at bit {self.position} of the header exceeds the limit of {largest}")
+        self.position += width
         return value
 
     def numbers(self, count: int, order: int = 0) -> list[int]:
@@ -150,16 +168,24 @@ def unpack(data: U64, start: int, lengths: I64) -> U64:
 
     The caller has checked that `start` plus all lengths lies within the data.
     """
-    lengths = lengths.astype(np.int64, copy=False)
     values = np.zeros(len(lengths), np.uint64)
-    used = np.flatnonzero(lengths)
-    chosen = lengths[used]
-    begin = np.cumsum(chosen) - chosen + start
-    word, offset = begin >> 6, (begin & 63).astype(np.uint64)
-    found = data.take(word) << offset
-    found |= (data.take(word + 1) >> np.uint64(1)) >> (np.uint64(63) - offset)
-    found >>= (64 - chosen).astype(np.uint64)
-    values[used] = found
+    for first in range(0, len(lengths), _PIECE):
+        used = np.flatnonzero(lengths[first : first + _PIECE])
+        if not len(used):
+            continue
+        used += first
+        length = lengths[used].astype(np.int64)
+        begin = np.cumsum(length)
+        end = start + int(begin[-1])
+        begin -= length - start
+        offset = (begin & 63).astype(np.uint64)
+        begin >>= 6
+        found = data.take(begin) << offset
+        begin += 1
+        found |= (data.take(begin) >> np.uint64(1)) >> (np.uint64(63) - offset)
+        found >>= (64 - length).astype(np.uint64)
+        values[used] = found
+        start = end
     return values
 
 

@@ -9,8 +9,6 @@ count, and one that can never be complete is refused. A lone symbol has a code o
 
 from __future__ import annotations
 
-import heapq
-
 import numpy as np
 import numpy.typing as npt
 
@@ -24,6 +22,9 @@ LARGEST_ALPHABET = 1 << LONGEST
 #: Prediction of the first length of a code; later lengths are predicted by the one before.
 _FIRST_LENGTH = 3
 
+#: More than all counts together.
+_NEVER = 1 << 62
+
 I64 = npt.NDArray[np.int64]
 
 
@@ -35,49 +36,54 @@ def code_lengths(counts: I64) -> I64:
         lengths[symbols] = 0
         return lengths
     order = symbols[np.argsort(counts[symbols], kind="stable")]
-    sorted_counts: list[int] = counts[order].tolist()
-    found = _unlimited(sorted_counts)
-    if max(found) > LONGEST:
-        found = _package_merge(sorted_counts)
-    lengths[order] = found
+    found = _unlimited(counts[order].tolist())
+    lengths[order] = found if max(found) <= LONGEST else _package_merge(counts[order])
     return lengths
 
 
 def _unlimited(counts: list[int]) -> list[int]:
-    """Huffman's lengths for ascending counts: leaves and inner nodes form two queues."""
+    """Huffman's lengths for ascending counts: leaves and inner nodes form two queues (van Leeuwen, 1976)."""
     size = len(counts)
-    heap = [(count, index) for index, count in enumerate(counts)]
-    parent = [0] * (2 * size - 1)
-    for node in range(size, 2 * size - 1):
-        a, i = heapq.heappop(heap)
-        b, j = heap[0]
-        parent[i] = parent[j] = node
-        heapq.heapreplace(heap, (a + b, node))
-    depth = [0] * (2 * size - 1)
-    for node in range(2 * size - 3, -1, -1):
-        depth[node] = depth[parent[node]] + 1
-    return depth[:size]
+    leaves, inner = [*counts, _NEVER, _NEVER], [_NEVER] * size
+    above_leaf, above_inner = [0] * size, [0] * size
+    leaf = node = 0
+    for parent in range(size - 1):
+        total = 0
+        for _ in range(2):
+            if leaves[leaf] <= inner[node]:
+                total += leaves[leaf]
+                above_leaf[leaf] = parent
+                leaf += 1
+            else:
+                total += inner[node]
+                above_inner[node] = parent
+                node += 1
+        inner[parent] = total
+    depth = [1] * (size - 1)
+    for node in range(size - 3, -1, -1):
+        depth[node] = depth[above_inner[node]] + 1
+    return [depth[parent] for parent in above_leaf]
 
 
-def _package_merge(counts: list[int]) -> list[int]:
-    """Lengths limited to 12 for ascending counts. An item of a level is (weight, 0 for a leaf or 1 for a package).
+def _package_merge(counts: I64) -> I64:
+    """Lengths limited to 12 for ascending counts.
 
-    What is taken from a level is its first items, and leaves among them are the rarest symbols: counts are enough.
+    What is taken from a level is its first items, and leaves among them are the rarest symbols: of each level, which
+    items are packages is all that is kept.
     """
     size = len(counts)
-    leaves = [(count, 0) for count in counts]
-    levels: list[list[tuple[int, int]]] = [leaves]
+    items, levels = counts, [np.zeros(size, np.bool_)]
     for _ in range(LONGEST - 1):
-        previous = levels[-1]
-        packages = [(previous[i][0] + previous[i + 1][0], 1) for i in range(0, len(previous) - 1, 2)]
-        levels.append(list(heapq.merge(leaves, packages)))
-    lengths = [0] * size
+        both = np.concatenate([counts, items[: len(items) & ~1].reshape(-1, 2).sum(axis=1)])
+        order = np.argsort(both, kind="stable")
+        items = both[order]
+        levels.append(order >= size)
+    lengths = np.zeros(size, np.int64)
     take = 2 * size - 2
-    for level in reversed(levels):
-        packages_taken = sum(kind for _, kind in level[:take])
-        for leaf in range(take - packages_taken):
-            lengths[leaf] += 1
-        take = 2 * packages_taken
+    for packages in reversed(levels):
+        taken = int(np.count_nonzero(packages[:take]))
+        lengths[: take - taken] += 1
+        take = 2 * taken
     return lengths
 
 

@@ -58,7 +58,7 @@ def limited(counts: list[int], limit: int) -> list[int]:
     original = huffman.LONGEST
     huffman.LONGEST = limit
     try:
-        return huffman._package_merge(counts)
+        return [int(length) for length in huffman._package_merge(np.array(counts))]
     finally:
         huffman.LONGEST = original
 
