@@ -43,9 +43,9 @@ def split_tokens(values: U64, split: int) -> tuple[I64, I64, U64]:
     if largest < 1 << split:
         return values.astype(np.int64), np.zeros(len(values), np.int64), np.zeros(len(values), np.uint64)
     if largest < min(_LARGEST_TABLE, len(values)):  # values repeat: look up what each of them gives
-        return tuple(
-            part.take(values.view(np.int64)) for part in _split(np.arange(largest + 1, dtype=np.uint64), split)
-        )
+        tokens, raw_lengths, raw = _split(np.arange(largest + 1, dtype=np.uint64), split)
+        index = values.view(np.int64)
+        return tokens.take(index), raw_lengths.take(index), raw.take(index)
     return _split(values, split)
 
 
