@@ -33,6 +33,8 @@ _STEPS = 4
 _SECONDS = 600
 #: By these the standard error of a child tells that memory ran out.
 _NO_MEMORY = ("MemoryLimitError", "MemoryError", "bad_alloc", "Failed to allocate memory")
+#: By these signals a process ends in which an allocation failed where nobody looks.
+_ENDED = (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS)
 _INTERVAL = 0.001  # seconds between two looks at resident memory
 
 
@@ -51,16 +53,16 @@ class Trial(msgspec.Struct, frozen=True):
     ended: float = 0.0
 
 
-def _child(*arguments: str) -> Trial:
+def _child(*arguments: str, limited: bool = False) -> Trial:
     done = subprocess.run(
         [sys.executable, "-m", __name__, *arguments],
         capture_output=True, text=True, timeout=_SECONDS, check=False, env={**os.environ, **LEAN_ENVIRONMENT},
     )  # fmt: skip
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
-        # where an allocation fails inside the runtime's arena, the runtime may end the process itself
-        aborted = done.returncode == -signal.SIGABRT and "arena" in done.stderr
-        if aborted or any(phrase in done.stderr for phrase in _NO_MEMORY):
+        # where an allocation fails deep in the runtime or the C library, the process may end without a word of it
+        ended = limited and done.returncode in _ENDED
+        if ended or any(phrase in done.stderr for phrase in _NO_MEMORY):
             raise MemoryLimitError(f"a trial run of the plan ran out of memory: {last[0]}")
         raise ExecutionError(f"a trial run of the plan failed: {last[0]}")
     return msgspec.json.decode(done.stdout, type=Trial)
@@ -81,12 +83,12 @@ def measure_baseline(model: bytes) -> int:
 def try_plan(plan: TrainingPlan, limit: int | None = None, curve: bool = False) -> Trial:
     """A process that loads a plan and takes a few steps, under a hard limit if there is one.
 
-    Raises MemoryLimitError when the limit (in bytes) was reached.
+    Raises MemoryLimitError when the limit (in bytes) was reached, ExecutionError for anything else that fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "plan")
         plan.save(path)
-        return _child("plan", str(path), str(limit or 0), str(int(curve)))
+        return _child("plan", str(path), str(limit or 0), str(int(curve)), limited=bool(limit))
 
 
 def measure_peak(plan: TrainingPlan) -> int:
