@@ -1,242 +1,263 @@
-"""What deltas and models take, and how fast: prints JSON.
+"""Bytes, error and speed of the codec beside its peers, on sets that this makes by itself. Prints JSON.
 
-    python benchmarks/codec.py [--rounds 4] [--output FILE]
+    python benchmarks/codec.py [--sections sizes equal speed] [--only NAME ...] [--rounds 9] [--output FILE]
 
-Deltas are real: a depthwise-separable 1-D network of the demo's shape is trained on the demo's lab people, then
-fine-tuned on each of its five device people for some rounds (Adam, and SGD with momentum). Each round's change of
-the weights is encoded with error feedback, as an agent does. Compared on the very same quantized levels: order-0
-entropy, one plain Huffman code for each tensor, zlib, lzma. `accuracy` is that of the network on the person's unseen
-windows: as trained, and as the receiver of the deltas has it. Training uses PyTorch, one thread; figures of speed
-are medians.
+`sizes`: integers of 84 deltas and 28 models' weights (`_sets.py`: training with fixed seeds, weights out of packages),
+coded without loss. Ours is the whole blob of `encode_integers`, decoded again and compared; NNCodec 2.1.3 (ISO/IEC
+15938-17) is its whole bitstream, names and shapes included, for the same integers; zlib 9, lzma 9e, zstd 19 and
+brotli 11 get the values and a line of text for each array (`values_only`: without them; `_peers.py`). Ratios are ours
+over theirs; means are geometric.
+
+`equal`: `encode_delta` at some qualities, and what others need for the same squared error: uniform rounding to the
+nearest under our own lossless coder, with one step for all or with each tensor's own error kept, whichever is
+smaller; NNCodec's trellis quantization as it comes (`lambda_scale` 0) and at the best of three `lambda_scale`, both
+interpolated on their curves of bytes over error.
+
+`speed`: one thread, about a million weights of the recurrent network, dense and with 80, 95 and 99 % zeros; millions of
+weights a second, medians, and the same in processor time (what to compare on a machine that does other work as well).
+
+What peers gave is kept in the cache folder beside the sets.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import lzma
 import math
+import platform
 import statistics
+import sys
 import time
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
-from sanderling.codec import decode_delta, decode_integers, encode_delta, encode_integers
-from sanderling.codec.coding.huffman import code_lengths
-from sanderling.codec.quantize import DEFAULT_QUALITY, quantize
-from sanderling.demo.data import DEVICE_PEOPLE, LAB_PEOPLE, Windows, person
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
-Tensors = dict[str, F32]
+from benchmarks import _sets  # noqa: E402
+from benchmarks._peers import LAMBDA_SCALES, PEERS, Peers, interpolate, nncodec  # noqa: E402
+from sanderling.codec import accumulate, decode_delta, decode_integers, encode_delta, encode_integers  # noqa: E402
 
-QUALITIES = (0.9, 0.95, 0.99)
+SECTIONS = ("sizes", "equal", "speed")
+QUALITIES = (0.6, 0.8, 0.9, 0.97)
+Arrays = dict[str, Any]
 
 
-class Network(torch.nn.Module):
-    """A stem of 6 channels, four depthwise-separable blocks, a head of 7 classes: about 11 k weights."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        widths = [(24, 32, 9), (32, 48, 7), (48, 64, 5), (64, 64, 5)]
-        self.stem = torch.nn.Conv1d(6, 24, 5, stride=2, padding=2)
-        self.blocks = torch.nn.ModuleList()
-        for narrow, wide, kernel in widths:
-            block = torch.nn.ModuleDict(
-                {
-                    "depthwise": torch.nn.Conv1d(narrow, narrow, kernel, padding=kernel // 2, groups=narrow),
-                    "pointwise": torch.nn.Conv1d(narrow, wide, 1),
-                }
-            )
-            self.blocks.append(block)
-        self.head = torch.nn.Linear(64, 7)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.relu(self.stem(x))
-        for index, block in enumerate(self.blocks):
-            assert isinstance(block, torch.nn.ModuleDict)
-            x = torch.relu(block["pointwise"](torch.relu(block["depthwise"](x))))
-            if index in (0, 1):
-                x = torch.nn.functional.max_pool1d(x, 2)
-        out: torch.Tensor = self.head(x.mean(dim=2))
-        return out
-
-
-def weights(network: Network) -> Tensors:
-    """A copy of all weights by name."""
-    return {name: value.detach().numpy().copy() for name, value in network.named_parameters()}
-
-
-def load(network: Network, tensors: Tensors) -> None:
-    """The inverse of `weights`."""
-    with torch.no_grad():
-        for name, value in network.named_parameters():
-            value.copy_(torch.from_numpy(tensors[name]))
-
-
-def train(network: Network, data: Windows, epochs: int, make: Callable[[Any], torch.optim.Optimizer]) -> None:
-    """Train on windows in batches of 16."""
-    optimizer = make(network.parameters())
-    x, y = torch.from_numpy(data.x), torch.from_numpy(data.y)
-    for _ in range(epochs):
-        for batch in torch.randperm(len(y)).split(16):  # type: ignore[no-untyped-call]  # PyTorch's own
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(network(x[batch]), y[batch]).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-
-
-def accuracy(network: Network, data: Windows) -> float:
-    """Share of windows that are recognized."""
-    with torch.no_grad():
-        return float((network(torch.from_numpy(data.x)).argmax(1) == torch.from_numpy(data.y)).float().mean())
-
-
-def entropy_bytes(levels: list[I64]) -> int:
-    """Order-0 entropy, each tensor by itself, tables not counted."""
-    bits = 0.0
-    for values in levels:
-        counts = np.unique(values, return_counts=True)[1]
-        bits -= float((counts * np.log2(counts / counts.sum())).sum())
-    return math.ceil(bits / 8)
-
-
-def plain_huffman_bytes(levels: list[I64]) -> int:
-    """One Huffman code for each tensor, at least a bit a value, and one byte for each entry of its table."""
-    bits = 0
-    for values in levels:
-        counts = np.unique(values, return_counts=True)[1]
-        bits += int((counts * np.maximum(code_lengths(counts), 1)).sum()) + 8 * len(counts)
-    return math.ceil(bits / 8)
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """Median of five calls."""
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def fine_tune(
-    base: Tensors, make: Callable[[Any], torch.optim.Optimizer], rounds: int, quality: float
-) -> dict[str, Any]:
-    """All devices, all rounds: bytes, and how good the receiver's copy is."""
-    sizes = {"sanderling": 0, "entropy": 0, "plain_huffman": 0, "zlib": 0, "lzma": 0, "float32": 0}
-    local: list[float] = []
-    remote: list[float] = []
-    zeros: list[float] = []
-    merged = {name: np.zeros_like(value) for name, value in base.items()}
-    for number in DEVICE_PEOPLE:
-        torch.manual_seed(number)
-        data = person(number)
-        network = Network()
-        load(network, base)
-        before, received = base, {name: value.copy() for name, value in base.items()}
-        residual: Tensors | None = None
-        for _ in range(rounds):
-            train(network, data.seen, 3, make)
-            now = weights(network)
-            delta = {name: now[name] - before[name] for name in now}
-            total = delta if residual is None else {name: delta[name] + residual[name] for name in delta}
-            blob, residual = encode_delta(delta, residual, quality)
-            for name, value in decode_delta(blob).items():
-                received[name] += value
-                merged[name] += value / len(DEVICE_PEOPLE)
-            before = now
-            levels = [quantize(value, quality)[0].reshape(-1) for value in total.values()]
-            plain = b"".join(value.astype(np.int8).tobytes() for value in levels)
-            sizes["sanderling"] += len(blob)
-            sizes["float32"] += 4 * sum(value.size for value in delta.values())
-            sizes["entropy"] += entropy_bytes(levels)
-            sizes["plain_huffman"] += plain_huffman_bytes(levels)
-            sizes["zlib"] += len(zlib.compress(plain, 9))
-            sizes["lzma"] += len(lzma.compress(plain, preset=9))
-            zeros.append(float((np.concatenate(levels) == 0).mean()))
-        local.append(accuracy(network, data.unseen))
-        load(network, received)
-        remote.append(accuracy(network, data.unseen))
-    load(network, {name: base[name] + merged[name] for name in base})
-    return {
-        "bytes": {name: size // (rounds * len(DEVICE_PEOPLE)) for name, size in sizes.items()},
-        "float32_over_sanderling": round(sizes["float32"] / sizes["sanderling"], 2),
-        "zeros": round(statistics.mean(zeros), 3),
-        "accuracy": {
-            "trained": round(statistics.mean(local), 4),
-            "received": round(statistics.mean(remote), 4),
-            "average_of_devices": round(
-                statistics.mean(accuracy(network, person(number).unseen) for number in DEVICE_PEOPLE), 4
-            ),
-        },
-    }
-
-
-def speed() -> dict[str, Any]:
-    """Millions of weights a second on synthetic integers of three kinds, and on a small delta."""
-    generator = np.random.default_rng(1)
-    sparse = (generator.laplace(0, 0.25, (1024, 1024))).round().astype(np.int8)
-    kinds = {
-        "laplace, 1 M, 14 % nonzero": sparse,
-        "laplace, 1 M, dense": generator.laplace(0, 1.5, (1024, 1024)).round().astype(np.int8),
-        "normal int8, 1 M": generator.normal(0, 30, (1024, 1024)).clip(-128, 127).astype(np.int8),
-    }
+def sizes(only: list[str], peers: Peers) -> dict[str, Any]:
+    """Bytes of all coders on all sets, ratios, geometric means by kind and form, and what is worst."""
     result: dict[str, Any] = {}
-    for name, values in kinds.items():
-        arrays: dict[str, npt.ArrayLike] = {"w": values}
-        blob = encode_integers(arrays)
-        encoding, decoding = seconds(partial(encode_integers, arrays)), seconds(partial(decode_integers, blob))
-        result[name] = {
-            "bytes": len(blob),
-            "entropy_bytes": entropy_bytes([values.reshape(-1).astype(np.int64)]),
-            "encode_mweights_s": round(values.size / 1e6 / encoding, 2),
-            "decode_mweights_s": round(values.size / 1e6 / decoding, 2),
-        }
-    small = {
-        name: 1e-3 * generator.standard_normal(value.shape).astype(np.float32)
-        for name, value in weights(Network()).items()
-    }
-    blob = encode_delta(small)[0]
-    result["delta of 11 k weights"] = {
-        "encode_ms": round(1e3 * seconds(lambda: encode_delta(small)), 1),
-        "decode_ms": round(1e3 * seconds(lambda: decode_delta(blob)), 1),
-    }
+    for kind in ("deltas", "weights"):
+        table: dict[str, Any] = {}
+        for name in _chosen(_sets.names(kind), only):
+            arrays = _sets.integers(name)
+            blob = encode_integers(arrays)
+            back = decode_integers(blob)
+            if list(back) != list(arrays) or not all(_same(back[key], value) for key, value in arrays.items()):
+                raise RuntimeError(f"{name} does not come back as it was")
+            theirs = peers.sizes(name, arrays)
+            count = sum(value.size for value in arrays.values())
+            table[name] = {
+                "weights": count,
+                "zeros": round(sum(int((value == 0).sum()) for value in arrays.values()) / count, 4),
+                "fingerprint": _sets.fingerprint(arrays),
+                "bytes": {"sanderling": len(blob), **theirs},
+                "ratio": {peer: round(len(blob) / theirs[peer], 4) for peer in PEERS},
+                "ratio_values_only": {p: round(len(blob) / size, 4) for p, size in theirs["values_only"].items()},
+            }
+            _progress(name, table[name]["ratio"]["nncodec"])
+        if table:
+            result[kind] = {"sets": table, **_summary(table)}
     return result
 
 
+def _summary(table: dict[str, Any]) -> dict[str, Any]:
+    ratios = {name: row["ratio"] for name, row in table.items()}
+    by: dict[str, list[float]] = {}
+    for name, row in ratios.items():
+        source, form = name.rsplit("-", 1)
+        for group in (form, source):
+            by.setdefault(group, []).append(row["nncodec"])
+    worst = {peer: max(ratios, key=lambda name: float(ratios[name][peer])) for peer in PEERS}
+    return {
+        "count": len(table),
+        "mean_ratio": {peer: _mean(row[peer] for row in ratios.values()) for peer in PEERS},
+        "mean_ratio_nncodec_by": {group: _mean(values) for group, values in by.items()},
+        "worst": {peer: {"set": name, "ratio": ratios[name][peer]} for peer, name in worst.items()},
+        "larger_than": {peer: [name for name, row in ratios.items() if row[peer] >= 1] for peer in PEERS},
+        "larger_than_values_only": {
+            peer: [name for name, row in table.items() if row["ratio_values_only"][peer] >= 1] for peer in PEERS[1:]
+        },
+    }
+
+
+def equal(only: list[str], peers: Peers) -> dict[str, Any]:
+    """What the same squared error costs, by delta and quality."""
+    table: dict[str, Any] = {}
+    for source in _chosen([f"{n}-{o}" for n in _sets.NETWORKS for o in _sets.OPTIMIZERS], only):
+        delta = _sets.floats(source)
+        energy = _energy(delta.values())
+        points = [(p["lambda_scale"], p["squared_error"], p["bytes"]) for p in peers.trellis(source, delta)]
+        for quality in QUALITIES:
+            blob = encode_delta(delta, quality=quality)[0]
+            back = decode_delta(blob)
+            errors = {name: _energy([value - back[name]]) for name, value in delta.items()}
+            error = sum(errors.values())
+            curves = {s: [(e, b) for scale, e, b in points if scale == s] for s in LAMBDA_SCALES}
+            trellis = {s: interpolate(curve, error) for s, curve in curves.items()}
+            found = [size for size in trellis.values() if size is not None]
+            others = {
+                "uniform": min(_uniform(delta, error), _uniform_each(delta, errors)),
+                "trellis": trellis[0],
+                "trellis_tuned": min(found, default=None),
+            }
+            values = np.concatenate([value.reshape(-1) for value in back.values()])
+            table[f"{source} {quality}"] = {
+                "error": round(error / energy, 5),
+                "zeros": round(float((values == 0).mean()), 4),
+                "bytes": {"sanderling": len(blob), **{n: size and round(size) for n, size in others.items()}},
+                "ratio": {name: size and round(len(blob) / size, 4) for name, size in others.items()},
+            }
+            _progress(f"{source} {quality}", table[f"{source} {quality}"]["ratio"])
+    found_ratios = {
+        other: {name: row["ratio"][other] for name, row in table.items() if row["ratio"][other]}
+        for other in ("uniform", "trellis", "trellis_tuned")
+    }
+    return {
+        "deltas": table,
+        "mean_ratio": {other: _mean(ratios.values()) for other, ratios in found_ratios.items()},
+        "worst": {
+            other: {"delta": (name := max(ratios, key=lambda n: float(ratios[n]))), "ratio": ratios[name]}
+            for other, ratios in found_ratios.items()
+            if ratios
+        },
+    }
+
+
+def _uniform(delta: Arrays, error: float) -> int:
+    """Bytes of uniform rounding with one step for all tensors; its 4 bytes counted."""
+    values = np.concatenate([value.reshape(-1) for value in delta.values()]).astype(np.float64)
+    step = _step(values, error)
+    return 4 + len(encode_integers({name: _levels(value, step) for name, value in delta.items()}))
+
+
+def _uniform_each(delta: Arrays, errors: dict[str, float]) -> int:
+    """Bytes of uniform rounding with a step for each tensor that gives its error; a byte for each step counted."""
+    levels = {name: _levels(value, _step(value.astype(np.float64), errors[name])) for name, value in delta.items()}
+    return 3 + len(levels) + len(encode_integers(levels))
+
+
+def _step(values: Any, error: float) -> float:
+    """The step whose rounding makes this squared error."""
+    low, high = 0.0, 4 * float(np.abs(values).max(initial=0.0))
+    for _ in range(30):
+        middle = (low + high) / 2
+        made = float(np.square(values - np.rint(values / middle) * middle).sum()) if middle else 0.0
+        low, high = (middle, high) if made <= error else (low, middle)
+    return low
+
+
+def _levels(value: Any, step: float) -> Any:
+    levels = np.rint(value.astype(np.float64) / step) if step else np.zeros(value.shape)
+    return levels.astype(np.int8 if np.abs(levels).max(initial=0) < 128 else np.int32)
+
+
+def speed(rounds: int) -> dict[str, Any]:
+    """Mweights/s of everything that codes, ours and NNCodec's."""
+    result: dict[str, Any] = {}
+    for form in ("dense", "step80", "step95", "step99"):
+        arrays = _sets.integers(f"gru-sgd-{form}")
+        count = sum(value.size for value in arrays.values())
+        blob = encode_integers(arrays)
+        delta, share = _sets.floats("gru-sgd"), 0.5 if form == "dense" else int(form[-2:]) / 100
+        quality = _quality(delta, share)
+        sent, residual = encode_delta(delta, quality=quality)
+        into = {name: np.zeros_like(value) for name, value in delta.items()}
+        calls: dict[str, Callable[[], object]] = {
+            "encode_integers": partial(encode_integers, arrays),
+            "decode_integers": partial(decode_integers, blob),
+            "encode_delta": partial(encode_delta, delta, residual, quality),
+            "decode_delta": partial(decode_delta, sent),
+            "accumulate": partial(accumulate, sent, into, 0.5),
+        }
+        result[f"gru-sgd-{form}"] = {
+            "weights": count,
+            "quality_of_delta": quality,
+            **_rates(calls, count, rounds),
+            "nncodec": nncodec(arrays, how="speed", rounds=rounds),
+        }
+        _progress(form, result[f"gru-sgd-{form}"])
+    return result
+
+
+def _quality(delta: Arrays, share: float) -> float:
+    """The quality at which this share of a delta is zero, to two parts in a thousand."""
+    low, high = 0.001, 0.999
+    while high - low > 0.002:
+        middle = (low + high) / 2
+        back = decode_delta(encode_delta(delta, quality=middle)[0])
+        zeros = sum(int((value == 0).sum()) for value in back.values()) / sum(value.size for value in back.values())
+        low, high = (middle, high) if zeros > share else (low, middle)
+    return round(high, 3)
+
+
+def _rates(calls: dict[str, Callable[[], object]], count: int, rounds: int) -> dict[str, Any]:
+    """Medians over rounds in which each call has its turn, so that a machine that slows down slows all."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            call()
+            taken[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {
+        name: {
+            "mweights_s": round(count / 1e6 / statistics.median(wall for wall, _ in times), 2),
+            "cpu": round(count / 1e6 / statistics.median(cpu for _, cpu in times), 2),
+        }
+        for name, times in taken.items()
+    }
+
+
+def _chosen(names: list[str], only: list[str]) -> list[str]:
+    return [name for name in names if not only or any(part in name for part in only)]
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one.dtype == other.dtype and np.array_equal(one, other)
+
+
+def _energy(tensors: Iterable[Any]) -> float:
+    return sum(float(np.square(value, dtype=np.float64).sum()) for value in tensors)
+
+
+def _mean(values: Iterable[float]) -> float:
+    logarithms = [math.log(value) for value in values]
+    return round(math.exp(statistics.fmean(logarithms)), 4) if logarithms else math.nan
+
+
+def _progress(*what: object) -> None:
+    print(*what, file=sys.stderr, flush=True)
+
+
 def main() -> None:
-    """Train, measure, print."""
+    """Make the sets, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=4, help="rounds of fine-tuning of each device")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--only", nargs="+", default=[], help="sets whose names contain one of these")
+    parser.add_argument("--rounds", type=int, default=9, help="repetitions in the section of speed")
     parser.add_argument("--output", type=Path, help="also write the JSON here")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    lab = [person(number).seen for number in LAB_PEOPLE]
-    network = Network()
-    everything = Windows(np.concatenate([w.x for w in lab]), np.concatenate([w.y for w in lab]))
-    train(network, everything, 12, lambda p: torch.optim.Adam(p, 2e-3))
-    base = weights(network)
-    makers: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
-        "adam": lambda p: torch.optim.Adam(p, 1e-3),
-        "sgd": lambda p: torch.optim.SGD(p, 0.02, momentum=0.9),
-    }
-    report = {
-        "weights": sum(value.size for value in base.values()),
-        "tensors": len(base),
-        "default_quality": DEFAULT_QUALITY,
-        "deltas": {
-            name: {str(q): fine_tune(base, make, options.rounds, q) for q in QUALITIES} for name, make in makers.items()
-        },
-        "speed": speed(),
-    }
+    peers = Peers()
+    report: dict[str, Any] = {"python": platform.python_version(), "numpy": np.__version__}
+    if "sizes" in options.sections:
+        report["sizes"] = sizes(options.only, peers)
+    if "equal" in options.sections:
+        report["equal"] = equal(options.only, peers)
+    if "speed" in options.sections:
+        report["speed"] = speed(options.rounds)
     text = json.dumps(report, indent=2)
     print(text)
     if options.output:

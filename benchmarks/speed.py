@@ -29,7 +29,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,9 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from benchmarks import _packages  # noqa: E402
+
 CHILD = ROOT / "benchmarks" / "_measured.py"
 #: What each peer's environment holds, with the PyTorch and the runtime that we use ourselves (`{torch}`, ...).
 #: onnxruntime-training imports PyTorch, and reads models up to what onnx 1.17 writes.
@@ -106,16 +108,8 @@ def prepare(case: Case, folder: Path, threads: int) -> dict[str, Any]:
 
 def environment(peer: str) -> str:
     """The Python of a peer's own environment, made on first use."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "sanderling-benchmarks", peer)
-    python = cache / "bin" / "python"
-    if not (cache / "complete").exists():
-        venv.create(cache, with_pip=True, clear=True)
-        ours = {name: importlib.metadata.version(name) for name in ("torch", "onnxruntime")}
-        packages = [p.format(**ours) for p in PEERS[peer]]
-        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
-        subprocess.run(install, check=True, capture_output=True)
-        (cache / "complete").touch()
-    return str(python)
+    ours = {name: importlib.metadata.version(name) for name in ("torch", "onnxruntime")}
+    return _packages.environment(peer, [package.format(**ours) for package in PEERS[peer]])
 
 
 def measure(kind: str, python: str, optimizer: str, threads: int, seconds: float, folder: Path) -> Any:
