@@ -31,6 +31,7 @@ class Kind(enum.IntEnum):
     INTEGERS = 0
     DELTA = 1
     FILE = 2
+    PATCH = 3
 
 
 def front(kind: Kind) -> bytes:

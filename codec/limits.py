@@ -25,6 +25,8 @@ class CodecLimits:
     blob_bytes: int = 512 * 2**20
     #: Bytes of all decoded arrays together.
     decoded_bytes: int = 512 * 2**20
+    #: Bytes of a file that is packed or unpacked piece by piece, onto a disk.
+    file_bytes: int = 64 * 2**30
     #: Elements of all decoded arrays together.
     elements: int = 2**27
     #: Elements of one array: what working memory is proportional to, from 2**20 on.

@@ -1,48 +1,71 @@
-"""Files packed without loss: what is known to be weights through our coder, all else through a general one.
+"""Files packed without loss: what is known to be weights through our coder, all else through general ones.
 
-Floats are turned left by one bit, so that the exponent fills the first byte and the sign goes last, and their bytes
-are coded apart, plane by plane: exponents of weights take about 3 bits of 8. Integers are coded as they are. Weights
-are cut into batches, each coded by itself, so that the memory for a batch is all that a large file takes. What lies
-between the weights is deflated. If one general coder over the whole file is smaller, it is used instead.
+The table says where tensors are, then come the sections (`sections.py`). Whatever is done better by a general coder
+is left to it, block by block, so that a packed file is never larger than a deflated one plus a few bytes. A tensor
+that is in the file twice is coded once.
 
 ::
 
-    method, name, file size        numbers and bytes of the header (see the format's reference page)
-    PLAIN, DEFLATE, LZMA           the file
-    TYPED                          ranges, size of each batch; then the rest (deflated), the batches
+    section: name, size, table      (bits; see the format's reference page)
+    sections: blocks of the rest, groups of tensors
 """
 
 from __future__ import annotations
 
-import lzma
-import zlib
+import hashlib
+import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import BinaryIO, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from .. import container
-from ..coding import arrays
 from ..coding.bits import BitReader, BitWriter
 from ..container import Kind
 from ..errors import CodecError
 from ..limits import DEFAULT_LIMITS, CodecLimits
-from . import typed
-from .typed import Range
+from . import blocks, forms, general, layout, protobuf, sections
+from .find import find
+from .layout import Rest
+from .pieces import GROUP_SYMBOLS, Link, Range
+from .source import Source
+from .stream import BlobReader, BlobWriter
+from .tensors import Tensor, Type
 
-I64 = npt.NDArray[np.int64]
-
-PLAIN, DEFLATE, LZMA, TYPED = range(4)
-
-#: Symbols of a batch at most: what bounds memory.
-_BATCH = 1 << 20
-#: Raw LZMA2 with these filters: a stream that cannot ask its reader for a larger dictionary.
-_LZMA_FILTERS: list[dict[str, Any]] = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 23}]
-#: Bytes of a file with weights up to which LZMA is tried too.
-_LZMA_TRIED = 1 << 18
 _LONGEST_NAME = 255
-_WIDTHS = (1, 2, 4, 8)
+#: Bytes of a tensor by which it is judged whether a general coder does better: it is to take at most so many percent,
+#: and is tried at all if deflate takes at most so many.
+_SAMPLE, _BETTER, _LIKELY = 1 << 18, 90, 102
+#: Bytes from which on a tensor that repeats another is looked for.
+_SMALLEST_TWIN = 256
+_READ = 1 << 20
+
+
+class Output(Protocol):
+    """Where a file is written to, and read back from while it is."""
+
+    def write(self, data: bytes, /) -> object:
+        """Append bytes."""
+
+    def read_back(self, at: int, size: int) -> bytes:
+        """Bytes that were written."""
+
+
+class FileOutput:
+    """A file that is open for writing and reading, from its place on."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._first = self._end = file.tell()
+
+    def write(self, data: bytes, /) -> None:
+        """Append bytes."""
+        self._file.seek(self._end)
+        self._file.write(data)
+        self._end += len(data)
+
+    def read_back(self, at: int, size: int) -> bytes:
+        """Bytes that were written."""
+        self._file.seek(self._first + at)
+        return self._file.read(size)
 
 
 def pack_file(data: bytes, name: str, *, limits: CodecLimits = DEFAULT_LIMITS) -> bytes:
@@ -50,201 +73,147 @@ def pack_file(data: bytes, name: str, *, limits: CodecLimits = DEFAULT_LIMITS) -
 
     Raises `CodecError` for a name that is empty, longer than 255 bytes or has a folder, and a file beyond `limits`.
     """
-    _check_name(name)
-    if len(data) > limits.decoded_bytes:
-        raise CodecError(f"file {name!r} of {len(data)} bytes cannot be packed: at most {limits.decoded_bytes}")
-    candidates = [(PLAIN, data), (DEFLATE, _deflate(data))]
-    head = BitWriter()
-    ranges = list(_pieces(typed.find(data)))
-    if ranges:
-        rest = _write_typed(head, data, ranges)
-        candidates.append((TYPED, head.to_bytes() + rest))
-    if not ranges or len(data) <= _LZMA_TRIED:  # slow, and on weights it hardly ever wins
-        candidates.append((LZMA, _lzma(data)))
-    method, body = min(candidates, key=lambda candidate: (len(candidate[1]), candidate[0]))
-    front = BitWriter()
-    front.number(method, 1)
-    encoded = name.encode()
-    front.bits(len(encoded), 8)
-    for byte in encoded:
-        front.bits(byte, 8)
-    front.number(len(data), 16)
-    return container.wrap(Kind.FILE, [front.to_bytes(), body])
+    result = io.BytesIO()
+    pack_stream(io.BytesIO(data), name, result, limits=limits)
+    return result.getvalue()
 
 
 def unpack_file(blob: bytes, *, limits: CodecLimits = DEFAULT_LIMITS) -> tuple[str, bytes]:
     """(name, bytes) of the file in a blob. Raises `CodecError` for any bytes that hold no file, within `limits`."""
-    payload = container.unwrap(bytes(blob), Kind.FILE, limits)
-    front = BitReader(payload)
-    method = front.number(1)
+    result = io.BytesIO()
+    name = unpack_stream(io.BytesIO(bytes(blob)), FileOutput(result), limits=limits, largest=limits.decoded_bytes)
+    return name, result.getvalue()
+
+
+def pack_stream(file: BinaryIO, name: str, into: BinaryIO, *, limits: CodecLimits = DEFAULT_LIMITS) -> int:
+    """Pack an open file into another, piece by piece; returns the size of the blob. Raises as `pack_file` does."""
+    check_name(name)
+    source = Source(file)
+    if source.size > limits.file_bytes:
+        raise CodecError(
+            f"file {name!r} of {source.size} bytes cannot be packed, at most {limits.file_bytes} are: "
+            "raise file_bytes of CodecLimits"
+        )
+    ranges = twins(source, worthwhile(source, find(source)))
+    head = BitWriter()
+    write_name(head, name)
+    head.number(source.size, 16)
+    layout.write_table(head, ranges)
+    blob = BlobWriter(into, Kind.FILE)
+    blob.section(head.to_bytes())
+    rest = Rest(source.size, [(item.start, item.end) for item in ranges])
+    for step in sections.order(source.size, ranges):
+        if isinstance(step, tuple):
+            blob.section(blocks.write(rest.read(source, *step), step[0], None))
+        else:
+            blob.section(sections.write_group(step, source, None))
+    blob.close()
+    return blob.size
+
+
+def unpack_stream(
+    file: BinaryIO, into: Output, *, limits: CodecLimits = DEFAULT_LIMITS, largest: int | None = None
+) -> str:
+    """Unpack an open blob piece by piece; returns the name of the file. `CodecError` for bytes that hold no file.
+
+    At most `largest` bytes (`file_bytes` of `limits`, if not given) are written. What was written before an error
+    is of no use.
+    """
+    blob = BlobReader(file, Kind.FILE, limits)
+    head = BitReader(blob.section())
+    name = read_name(head)
+    size = head.number(16, largest=limits.file_bytes if largest is None else largest)
+    ranges = layout.read_table(head, size, 0, limits)
+    head.align()
+    if any(item.link not in (Link.NONE, Link.TWIN) for item in ranges):
+        raise CodecError("a packed file is linked to an old one, as only patches are: it is damaged")
+    for data in sections.contents(
+        size, ranges, blob.section, None, None, limits, earlier=into.read_back, lossy=lambda _: b""
+    ):
+        into.write(data)
+    blob.finish()
+    return name
+
+
+def worthwhile(source: Source, tensors: Sequence[Tensor]) -> list[Range]:
+    """The ranges that our coder is better at than a general one, as far as a sample of each shows."""
+    return [item for tensor in tensors for item in _candidates(source, tensor) if _is_better(source, item)]
+
+
+def twins(source: Source, ranges: Sequence[Range]) -> list[Range]:
+    """The same, with each range that repeats an earlier one linked to it."""
+    first: dict[bytes, Range] = {}
+    times = Counter(item.size for item in ranges)
+    repeated = {size for size, count in times.items() if size >= _SMALLEST_TWIN and count > 1}
+    result: list[Range] = []
+    for item in ranges:
+        if item.size in repeated:
+            twin = first.setdefault(_digest(source, item.start, item.size), item)
+            if twin is not item:
+                item = Range(item.start, item.size, item.type, item.shape, Link.TWIN, twin.start)
+        result.append(item)
+    return result
+
+
+def write_name(head: BitWriter, name: str) -> None:
+    """Append the name of a file."""
+    encoded = name.encode()
+    head.bits(len(encoded), 8)
+    for byte in encoded:
+        head.bits(byte, 8)
+
+
+def read_name(head: BitReader) -> str:
+    """The inverse of `write_name`."""
     try:
-        name = bytes(front.bits(8) for _ in range(front.bits(8))).decode()
+        name = bytes(head.bits(8) for _ in range(head.bits(8))).decode()
     except UnicodeDecodeError as error:
         raise CodecError("the name of the packed file is not UTF-8: the blob is damaged") from error
-    _check_name(name)
-    size = front.number(16, largest=limits.decoded_bytes)
-    body = payload[front.align() :]
-    if method not in _READERS:
-        raise CodecError(
-            f"packing method {method} is not known here: a newer version wrote this blob; update this side"
-        )
-    data = _READERS[method](body, size, limits)
-    if len(data) != size:
-        raise CodecError(f"file {name!r} unpacks to {len(data)} bytes and should have {size}: the blob is damaged")
-    return name, data
+    check_name(name)
+    return name
 
 
-def _write_typed(head: BitWriter, data: bytes, ranges: Sequence[Range]) -> bytes:
-    head.number(len(ranges), 4)
-    rest: list[bytes] = []
-    end = 0
-    for item in ranges:
-        head.number(item.start - end, 6)
-        head.bits(_WIDTHS.index(item.width), 2)
-        head.bits(item.floating, 1)
-        head.number(item.size // item.width, 8)
-        rest.append(data[end : item.start])
-        end = item.start + item.size
-    between = _deflate(b"".join([*rest, data[end:]]))
-    head.number(len(between), 8)
-    batches: list[bytes] = []
-    for batch in _batches(ranges):
-        inner = BitWriter()
-        coded = arrays.encode(
-            inner, [a for item in batch for a in _split(data[item.start : item.start + item.size], item)]
-        )
-        batches.append(inner.to_bytes() + coded)
-        head.number(len(batches[-1]), 8)
-    return b"".join([between, *batches])
-
-
-def _read_typed(body: bytes, size: int, limits: CodecLimits) -> bytes:
-    head = BitReader(body)
-    ranges: list[Range] = []
-    end = 0
-    for _ in range(head.number(4, largest=size)):
-        start = end + head.number(6, largest=size)
-        width = _WIDTHS[head.bits(2)]
-        floating = bool(head.bits(1))
-        item = Range(start, width * head.number(8, largest=_BATCH), width, floating)
-        end = item.start + item.size
-        if end > size or len(_counts(item)) * (item.size // width) > _BATCH:
-            raise CodecError("weights lie beyond the end of their file: the blob is damaged")
-        ranges.append(item)
-    between_size = head.number(8, largest=len(body))
-    batches = list(_batches(ranges))
-    sizes = [head.number(8, largest=len(body)) for _ in batches]
-    at = head.align() + between_size
-    if at + sum(sizes) != len(body):
-        raise CodecError("the parts of a packed file do not add up to its size: the blob is damaged")
-    between = _inflate(body[at - between_size : at], size - sum(item.size for item in ranges), limits)
-    parts: list[bytes] = []
-    taken = file_at = 0
-    for batch, batch_size in zip(batches, sizes, strict=True):
-        piece = body[at : at + batch_size]
-        at += batch_size
-        flat = iter(arrays.decode(BitReader(piece), piece, [n for item in batch for n in _counts(item)], limits))
-        for item in batch:
-            gap = item.start - file_at
-            parts += [between[taken : taken + gap], _join([next(flat) for _ in _counts(item)], item)]
-            taken, file_at = taken + gap, item.start + item.size
-    return b"".join([*parts, between[taken:]])
-
-
-def _pieces(ranges: Sequence[Range]) -> Iterator[Range]:
-    """The same ranges, none with more symbols than a batch has."""
-    for item in ranges:
-        most = _BATCH // len(_counts(item)) * item.width
-        for start in range(0, item.size, most):
-            yield Range(item.start + start, min(most, item.size - start), item.width, item.floating)
-
-
-def _batches(ranges: Sequence[Range]) -> Iterator[list[Range]]:
-    """Consecutive ranges of together no more symbols than `_BATCH`: both ends cut alike."""
-    batch: list[Range] = []
-    symbols = 0
-    for item in ranges:
-        more = sum(_counts(item))
-        if batch and symbols + more > _BATCH:
-            yield batch
-            batch, symbols = [], 0
-        batch.append(item)
-        symbols += more
-    if batch:
-        yield batch
-
-
-def _counts(item: Range) -> list[int]:
-    """The number of elements of each array that a range becomes."""
-    return [item.size // item.width] * (item.width if item.floating else 1)
-
-
-def _split(data: bytes, item: Range) -> list[I64]:
-    if not item.floating:
-        return [np.frombuffer(data, f"<i{item.width}").astype(np.int64)]
-    words = np.frombuffer(data, f"<u{item.width}")
-    turned = (words << 1) | (words >> (8 * item.width - 1))
-    return [((turned >> (8 * plane)) & 255).astype(np.int64) for plane in range(item.width)]
-
-
-def _join(values: Sequence[I64], item: Range) -> bytes:
-    if not item.floating:
-        integers = values[0].astype(f"<i{item.width}")
-        if not np.array_equal(integers.astype(np.int64), values[0]):
-            raise CodecError("a packed integer does not fit its type: the blob is damaged")
-        return integers.tobytes()
-    turned = np.zeros(item.size // item.width, f"<u{item.width}")
-    for plane, digits in enumerate(values):
-        if len(digits) and not 0 <= digits.min() <= digits.max() <= 255:
-            raise CodecError("a packed byte is no byte: the blob is damaged")
-        turned |= digits.astype(turned.dtype) << (8 * plane)
-    return ((turned >> 1) | (turned << (8 * item.width - 1))).astype(turned.dtype).tobytes()
-
-
-def _deflate(data: bytes) -> bytes:
-    coder = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
-    return coder.compress(data) + coder.flush()
-
-
-def _inflate(data: bytes, size: int, limits: CodecLimits) -> bytes:
-    decoder = zlib.decompressobj(-15)
-    try:
-        # One byte more than expected shows that there is too much, without producing it.
-        result = decoder.decompress(data, max(size, 0) + 1)
-    except zlib.error as error:
-        raise CodecError(f"a deflated part cannot be inflated ({error}): the blob is damaged") from error
-    if len(result) != size or not decoder.eof or decoder.unused_data:
-        raise CodecError("a deflated part has not the size that it should have: the blob is damaged")
-    return result
-
-
-def _lzma(data: bytes) -> bytes:
-    return lzma.compress(data, lzma.FORMAT_RAW, filters=_LZMA_FILTERS)
-
-
-def _unlzma(data: bytes, size: int, limits: CodecLimits) -> bytes:
-    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_LZMA_FILTERS)
-    try:
-        result = decoder.decompress(data, size + 1)
-    except (lzma.LZMAError, EOFError) as error:
-        raise CodecError(f"the packed file cannot be unpacked ({error}): the blob is damaged") from error
-    if not decoder.eof or decoder.unused_data:
-        raise CodecError("the packed file is longer or shorter than it should be: the blob is damaged")
-    return result
-
-
-def _plain(data: bytes, size: int, limits: CodecLimits) -> bytes:
-    return data
-
-
-#: By the number that stands in the blob. Numbers are never reused.
-_READERS = {PLAIN: _plain, DEFLATE: _inflate, LZMA: _unlzma, TYPED: _read_typed}
-
-
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """`CodecError` for a name that is none, or that could lead into another folder."""
     try:
         fits = 0 < len(name.encode()) <= _LONGEST_NAME
     except UnicodeEncodeError:
         fits = False
     if not fits or name in (".", "..") or any(mark in name for mark in "/\\\0"):
-        raise CodecError(f"{name[:80]!r} cannot be the name of a packed file: it must be short and without folders")
+        raise CodecError(f"{name[:80]!r} is no name for a packed file: 1 to 255 bytes without a folder are")
+
+
+def _candidates(source: Source, tensor: Tensor) -> Iterator[Range]:
+    if tensor.type is not Type.VARINT or tensor.size <= GROUP_SYMBOLS:
+        yield Range(tensor.start, tensor.size, tensor.type, tensor.shape)
+        return
+    at = tensor.start
+    while at < tensor.end:  # varints are cut where one ends
+        data = source.read(at, min(GROUP_SYMBOLS, tensor.end - at))
+        while data and data[-1] > 127:
+            data = data[:-1]
+        numbers = protobuf.unpack_varints(data)
+        if numbers is None:
+            return
+        yield Range(at, len(data), Type.VARINT, (len(numbers),))
+        at += len(data)
+
+
+def _is_better(source: Source, item: Range) -> bool:
+    sample = item
+    if item.size > _SAMPLE and item.type is not Type.VARINT:
+        sample = Range(item.start, _SAMPLE, item.type, (_SAMPLE // max(1, item.type.width),))
+        if item.type in (Type.INT4, Type.UINT4):
+            sample = Range(item.start, _SAMPLE, item.type, (2 * _SAMPLE,))
+    data = source.read(sample.start, sample.size)
+    ours = forms.choose(sample, data, None).bits // 8
+    if 100 * len(general.deflate(data, 6)) > _LIKELY * ours:
+        return True
+    return 100 * len(general.squeeze(data)[1]) >= _BETTER * ours
+
+
+def _digest(source: Source, at: int, size: int) -> bytes:
+    found = hashlib.sha256()
+    for start in range(at, at + size, _READ):
+        found.update(source.read(start, min(_READ, at + size - start)))
+    return found.digest()

@@ -1,0 +1,29 @@
+"""About how many bits our coder takes for an array: what forms and files are chosen by, before anything is coded."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ..coding import tokens
+from ..coding.plan import entropy_bits
+
+I64 = npt.NDArray[np.int64]
+
+#: Bits that a symbol adds to the written code.
+_SYMBOL_BITS = 4
+#: Integers up to this one are symbols by themselves; larger ones are taken as a symbol and raw bits.
+_SPLIT = 8
+
+
+def bits_of_bytes(plane: npt.NDArray[np.uint8]) -> int:
+    """For bytes."""
+    counts = np.bincount(plane.reshape(-1), minlength=256)
+    return entropy_bits(counts) + _SYMBOL_BITS * int(np.count_nonzero(counts))
+
+
+def bits_of_integers(values: I64) -> int:
+    """For integers around zero."""
+    found, raw_lengths, _ = tokens.split_tokens(tokens.zigzag(values.reshape(-1)), _SPLIT)
+    counts = np.bincount(found)
+    return entropy_bits(counts) + int(raw_lengths.sum()) + _SYMBOL_BITS * int(np.count_nonzero(counts))
