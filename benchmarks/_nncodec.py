@@ -9,8 +9,8 @@ tensors, and would pull in gigabytes. Every bitstream is decoded again and compa
 A request is {"path": npz file, "how": "integers" | "trellis" | "speed", ...}; an answer stands for each. `integers`
 takes the smaller of two settings, with and without skipping of zero rows (scanning in blocks was larger on every set
 that it was tried on); `trellis` gives bytes and squared error of float tensors under dependent quantization
-(`use_dq`) for each [qp, lambda_scale] in `points` (NNCodec's default is a lambda_scale of 0: distortion only); `speed`
-gives Mweights/s, median of `rounds`.
+(`use_dq`) for quantization parameters from `qp` on and each lambda_scale in `scales` (NNCodec's default is 0: it looks
+at the error only); `speed` gives Mweights/s, median of `rounds`.
 """
 
 from __future__ import annotations
@@ -63,30 +63,44 @@ def integers(tensors: dict[str, Any]) -> dict[str, Any]:
     return {"bytes": min(found.values()), "settings": found}
 
 
-def trellis(tensors: dict[str, Any], points: list[tuple[int, float]]) -> list[dict[str, Any]]:
-    """Bytes and squared error at each point; tensors of one dimension get the same step as the others."""
+def trellis(tensors: dict[str, Any], qp: int, scales: list[float]) -> list[dict[str, Any]]:
+    """Bytes and squared error from a fine step on, as coarse as half of the energy allows.
+
+    Tensors of one dimension get the same step as the others (by default theirs is finer).
+    """
+    energy = sum(float(np.square(np.float64(value)).sum()) for value in tensors.values())
     found = []
-    for qp, scale in points:
-        blob = encode(tensors, row_skipping=True, qp=qp, nonweight_qp=qp, use_dq=True, lambda_scale=scale)
-        back = decode(blob)
-        error = sum(float(np.square(np.float64(back[n]) - np.float64(v)).sum()) for n, v in tensors.items())
-        found.append({"qp": qp, "lambda_scale": scale, "bytes": len(blob), "squared_error": error})
+    for scale in scales:
+        error = 0.0
+        for coarser in range(qp, qp + 40):
+            if error > energy / 2:
+                break
+            settings = {"qp": coarser, "nonweight_qp": coarser, "lambda_scale": scale}
+            blob = encode(tensors, row_skipping=True, use_dq=True, **settings)
+            back = decode(blob)
+            error = sum(float(np.square(np.float64(back[n]) - np.float64(v)).sum()) for n, v in tensors.items())
+            found.append({**settings, "bytes": len(blob), "squared_error": error, "share": error / energy})
     return found
 
 
-def speed(tensors: dict[str, Any], rounds: int) -> dict[str, float]:
-    """Mweights/s of encoding and decoding."""
+def speed(tensors: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """Mweights/s of encoding and decoding, by the clock and in processor time."""
     count = sum(value.size for value in tensors.values()) / 1e6
     blob = encode(tensors, row_skipping=True)
-    times: dict[str, list[float]] = {"encode": [], "decode": []}
+    calls = {"encode": lambda: encode(tensors, row_skipping=True), "decode": lambda: decode(blob)}
+    taken: dict[str, list[tuple[float, float]]] = {what: [] for what in calls}
     for _ in range(rounds):
-        start = time.perf_counter()
-        encode(tensors, row_skipping=True)
-        middle = time.perf_counter()
-        decode(blob)
-        times["encode"].append(middle - start)
-        times["decode"].append(time.perf_counter() - middle)
-    return {what: round(count / statistics.median(taken), 2) for what, taken in times.items()}
+        for what, call in calls.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            call()
+            taken[what].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {
+        what: {
+            "mweights_s": round(count / statistics.median(wall for wall, _ in times), 2),
+            "cpu": round(count / statistics.median(cpu for _, cpu in times), 2),
+        }
+        for what, times in taken.items()
+    }
 
 
 def main() -> None:
@@ -95,7 +109,9 @@ def main() -> None:
     for request in json.loads(Path(sys.argv[1]).read_text()):
         tensors = read(request["path"])
         if request["how"] == "trellis":
-            answers.append(trellis({n: v.astype(np.float32) for n, v in tensors.items()}, request["points"]))
+            answers.append(
+                trellis({n: v.astype(np.float32) for n, v in tensors.items()}, request["qp"], request["scales"])
+            )
             continue
         whole = {name: value.astype(np.int32) for name, value in tensors.items()}
         answers.append(integers(whole) if request["how"] == "integers" else speed(whole, request["rounds"]))

@@ -27,10 +27,10 @@ from benchmarks._packages import CACHE, environment
 
 _LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
 _STORE = CACHE / f"codec-{_sets.VERSION}" / "peers.json"
-#: Trellis coding is tried with steps from a quarter of the root of a delta's mean square on, and with NNCodec's
-#: lambda_scale at its default (0) and twice above it.
-_OCTAVES = range(-8, 22, 3)
+#: NNCodec's weight of bytes against error in trellis quantization: its default, and two above it.
 LAMBDA_SCALES = (0, 1, 2)
+#: Neighbouring points whose bytes differ by more than this factor bound a gap, in which nothing is interpolated.
+_GAP = 3
 
 
 def _zstd(data: bytes) -> int:
@@ -83,10 +83,9 @@ class Peers:
         if key not in self._known:
             mean = sum(float(np.square(v, dtype=np.float64).sum()) for v in delta.values())
             mean /= sum(v.size for v in delta.values())
-            # qp is four steps an octave, 0 for a step of 1
-            middle = round(4 * math.log2(mean) / 2)
-            points = [(middle + offset, scale) for scale in LAMBDA_SCALES for offset in _OCTAVES]
-            self._keep(key, nncodec(delta, how="trellis", points=points))
+            # four steps an octave, 0 for a step of 1: begin at a quarter of the root mean square
+            finest = round(2 * math.log2(mean)) - 8
+            self._keep(key, nncodec(delta, how="trellis", qp=finest, scales=LAMBDA_SCALES))
         result: list[dict[str, Any]] = self._known[key]
         return result
 
@@ -116,10 +115,10 @@ def nncodec(arrays: dict[str, Any], **request: Any) -> Any:
 
 
 def interpolate(points: Sequence[tuple[float, float]], error: float) -> float | None:
-    """Bytes at an error from (error, bytes) points: linear between neighbours, both logarithmic; None outside."""
+    """Bytes at an error from (error, bytes) points: linear in logarithms between two; None outside and in gaps."""
     ordered = sorted((e, b) for e, b in points if e > 0)
     for (low, most), (high, least) in itertools.pairwise(ordered):
-        if low <= error <= high:
+        if low <= error <= high and most <= _GAP * least:
             share = math.log(error / low) / math.log(high / low) if high > low else 0.0
             return float(most * (least / most) ** share)
     return None

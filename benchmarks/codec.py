@@ -9,12 +9,13 @@ brotli 11 get the values and a line of text for each array (`values_only`: witho
 over theirs; means are geometric.
 
 `equal`: `encode_delta` at some qualities, and what others need for the same squared error: uniform rounding to the
-nearest under our own lossless coder, with one step for all or with each tensor's own error kept, whichever is
-smaller; NNCodec's trellis quantization as it comes (`lambda_scale` 0) and at the best of three `lambda_scale`, both
-interpolated on their curves of bytes over error.
+nearest under our own lossless coder, with one step for the whole delta (`uniform`) and with each tensor's own error
+kept (`uniform_each`); NNCodec's trellis quantization as it comes (`lambda_scale` 0, one step for the whole delta) and
+at the best of three `lambda_scale`, both interpolated on their curves of bytes over error.
 
-`speed`: one thread, about a million weights of the recurrent network, dense and with 80, 95 and 99 % zeros; millions of
-weights a second, medians, and the same in processor time (what to compare on a machine that does other work as well).
+`speed`: one thread, about a million weights of the recurrent network's deltas, dense and with 80, 95 and 99 % zeros, and
+of int8 weights; millions of weights a second, medians, and the same in processor time (what to compare on a machine
+that does other work as well). `encode_delta` and what follows it get the float delta at a quality with as many zeros.
 
 What peers gave is kept in the cache folder beside the sets.
 """
@@ -43,7 +44,9 @@ from benchmarks._peers import LAMBDA_SCALES, PEERS, Peers, interpolate, nncodec 
 from sanderling.codec import accumulate, decode_delta, decode_integers, encode_delta, encode_integers  # noqa: E402
 
 SECTIONS = ("sizes", "equal", "speed")
-QUALITIES = (0.6, 0.8, 0.9, 0.97)
+QUALITIES = (0.6, 0.8, 0.9, 0.95, 0.99)
+#: Timed: about a million weights each. Deltas of floats are timed beside the sets of the same network and optimizer.
+TIMED = ("gru-sgd-dense", "gru-sgd-step80", "gru-sgd-step95", "gru-sgd-step99", "gru-adam-dense", "ocr-det-int8")
 Arrays = dict[str, Any]
 
 
@@ -110,7 +113,8 @@ def equal(only: list[str], peers: Peers) -> dict[str, Any]:
             trellis = {s: interpolate(curve, error) for s, curve in curves.items()}
             found = [size for size in trellis.values() if size is not None]
             others = {
-                "uniform": min(_uniform(delta, error), _uniform_each(delta, errors)),
+                "uniform": _uniform(delta, error),
+                "uniform_each": _uniform_each(delta, errors),
                 "trellis": trellis[0],
                 "trellis_tuned": min(found, default=None),
             }
@@ -124,7 +128,7 @@ def equal(only: list[str], peers: Peers) -> dict[str, Any]:
             _progress(f"{source} {quality}", table[f"{source} {quality}"]["ratio"])
     found_ratios = {
         other: {name: row["ratio"][other] for name, row in table.items() if row["ratio"][other]}
-        for other in ("uniform", "trellis", "trellis_tuned")
+        for other in ("uniform", "uniform_each", "trellis", "trellis_tuned")
     }
     return {
         "deltas": table,
@@ -168,28 +172,27 @@ def _levels(value: Any, step: float) -> Any:
 def speed(rounds: int) -> dict[str, Any]:
     """Mweights/s of everything that codes, ours and NNCodec's."""
     result: dict[str, Any] = {}
-    for form in ("dense", "step80", "step95", "step99"):
-        arrays = _sets.integers(f"gru-sgd-{form}")
+    for name in TIMED:
+        arrays = _sets.integers(name)
         count = sum(value.size for value in arrays.values())
         blob = encode_integers(arrays)
-        delta, share = _sets.floats("gru-sgd"), 0.5 if form == "dense" else int(form[-2:]) / 100
-        quality = _quality(delta, share)
-        sent, residual = encode_delta(delta, quality=quality)
-        into = {name: np.zeros_like(value) for name, value in delta.items()}
         calls: dict[str, Callable[[], object]] = {
             "encode_integers": partial(encode_integers, arrays),
             "decode_integers": partial(decode_integers, blob),
-            "encode_delta": partial(encode_delta, delta, residual, quality),
-            "decode_delta": partial(decode_delta, sent),
-            "accumulate": partial(accumulate, sent, into, 0.5),
         }
-        result[f"gru-sgd-{form}"] = {
-            "weights": count,
-            "quality_of_delta": quality,
-            **_rates(calls, count, rounds),
-            "nncodec": nncodec(arrays, how="speed", rounds=rounds),
-        }
-        _progress(form, result[f"gru-sgd-{form}"])
+        row: dict[str, Any] = {"weights": count, "bits_per_weight": round(8 * len(blob) / count, 3)}
+        if name.startswith("gru-sgd"):
+            delta = _sets.floats("gru-sgd")
+            quality = _quality(delta, 0.5 if name.endswith("dense") else int(name[-2:]) / 100)
+            sent, residual = encode_delta(delta, quality=quality)
+            into = {name: np.zeros_like(value) for name, value in delta.items()}
+            calls["encode_delta"] = partial(encode_delta, delta, residual, quality)
+            calls["decode_delta"] = partial(decode_delta, sent)
+            calls["accumulate"] = partial(accumulate, sent, into, 0.5)
+            row["quality_of_delta"] = quality
+        row |= {"sanderling": _rates(calls, count, rounds), "nncodec": nncodec(arrays, how="speed", rounds=rounds)}
+        result[name] = row
+        _progress(name, row)
     return result
 
 
