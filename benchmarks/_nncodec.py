@@ -21,6 +21,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -87,7 +88,10 @@ def speed(tensors: dict[str, Any], rounds: int) -> dict[str, Any]:
     """Mweights/s of encoding and decoding, by the clock and in processor time."""
     count = sum(value.size for value in tensors.values()) / 1e6
     blob = encode(tensors, row_skipping=True)
-    calls = {"encode": lambda: encode(tensors, row_skipping=True), "decode": lambda: decode(blob)}
+    calls: dict[str, Callable[[], object]] = {
+        "encode": lambda: encode(tensors, row_skipping=True),
+        "decode": lambda: decode(blob),
+    }
     taken: dict[str, list[tuple[float, float]]] = {what: [] for what in calls}
     for _ in range(rounds):
         for what, call in calls.items():

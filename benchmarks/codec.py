@@ -13,8 +13,8 @@ nearest under our own lossless coder, with one step for the whole delta (`unifor
 kept (`uniform_each`); NNCodec's trellis quantization as it comes (`lambda_scale` 0, one step for the whole delta) and
 at the best of three `lambda_scale`, both interpolated on their curves of bytes over error.
 
-`speed`: one thread, about a million weights of the recurrent network's deltas, dense and with 80, 95 and 99 % zeros, and
-of int8 weights; millions of weights a second, medians, and the same in processor time (what to compare on a machine
+`speed`: one thread, about a million weights of the recurrent network's deltas, dense and with 80, 95 and 99 % zeros,
+and of int8 weights; millions of weights a second, medians, and the same in processor time (what to compare on a machine
 that does other work as well). `encode_delta` and what follows it get the float delta at a quality with as many zeros.
 
 What peers gave is kept in the cache folder beside the sets.
