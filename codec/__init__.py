@@ -17,6 +17,8 @@ from .errors import CodecError
 
 if TYPE_CHECKING:
     from .delta import accumulate, decode_delta, encode_delta, iterate_delta
+    from .files.pack import pack_file, unpack_file
+    from .files.patch import apply_patch, make_patch
     from .integers import decode_integers, encode_integers, iterate_integers
     from .limits import CodecLimits
 
@@ -24,24 +26,32 @@ __all__ = [
     "CodecError",
     "CodecLimits",
     "accumulate",
+    "apply_patch",
     "decode_delta",
     "decode_integers",
     "encode_delta",
     "encode_integers",
     "iterate_delta",
     "iterate_integers",
+    "make_patch",
+    "pack_file",
+    "unpack_file",
 ]
 
 #: Public name -> the module that it is loaded from.
 _HOMES = {
     "CodecLimits": ".limits",
     "accumulate": ".delta",
+    "apply_patch": ".files.patch",
     "decode_delta": ".delta",
     "decode_integers": ".integers",
     "encode_delta": ".delta",
     "encode_integers": ".integers",
     "iterate_delta": ".delta",
     "iterate_integers": ".integers",
+    "make_patch": ".files.patch",
+    "pack_file": ".files.pack",
+    "unpack_file": ".files.pack",
 }
 
 

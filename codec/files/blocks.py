@@ -19,6 +19,8 @@ COPIES = 4
 _WINDOW, _BEFORE = 1 << 23, 1 << 21
 #: Bytes of a word of the index, and of the shortest copy that is in step.
 _WORD, _SHORTEST = 16, 6
+#: A block that is copied but for one byte in so many is not tried otherwise.
+_ALIKE = 8
 
 
 class Old:
@@ -34,11 +36,14 @@ class Old:
 
 def write(data: bytes, place: int, old: Old | None) -> bytes:
     """A block, whose bytes begin at `place` of the rest."""
-    method, body = general.squeeze(data)
+    found: list[tuple[int, bytes]] = []
+    literal = len(data)
     if old is not None and old.rest.size:
-        copied = _write_copies(data, place, old)
-        if len(copied) < len(body):
-            method, body = COPIES, copied
+        copied, literal = _write_copies(data, place, old)
+        found.append((COPIES, copied))
+    if _ALIKE * literal >= len(data):
+        found.append(general.squeeze(data))
+    method, body = min(found, key=lambda form: len(form[1]))
     return bytes([method]) + body
 
 
@@ -53,7 +58,8 @@ def read(coded: bytes, size: int, place: int, old: Old | None) -> bytes:
     return _read_copies(coded[1:], size, place, old)
 
 
-def _write_copies(data: bytes, place: int, old: Old) -> bytes:
+def _write_copies(data: bytes, place: int, old: Old) -> tuple[bytes, int]:
+    """(bytes, how many of the block's bytes are not copied)."""
     first = max(0, min(place - _BEFORE, old.rest.size - _WINDOW))
     window = old.read(first, min(_WINDOW, old.rest.size - first))
     index: dict[bytes, int] = {}
@@ -83,8 +89,9 @@ def _write_copies(data: bytes, place: int, old: Old) -> bytes:
         head.number(before, 4)
         head.number(length, 6)
         head.signed(jump)
-    method, body = general.squeeze(b"".join(literals))
-    return head.to_bytes() + bytes([method]) + body
+    left = b"".join(literals)
+    method, body = general.squeeze(left)
+    return head.to_bytes() + bytes([method]) + body, len(left)
 
 
 def _read_copies(coded: bytes, size: int, place: int, old: Old) -> bytes:

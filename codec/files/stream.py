@@ -60,15 +60,15 @@ class BlobReader:
         container.check_front(start, source.size, kind, limits)
         self._at = FRONT
 
-    def section(self) -> bytes:
-        """The next bytes that stand after their size."""
+    def section(self, largest: int = _LARGEST_SECTION) -> bytes:
+        """The next bytes that stand after their size, `largest` at most."""
         size, after = groups.read_size(self._read(self._at, 9), 0)
         self._at += after
-        return self.take(size)
+        return self.take(size, largest)
 
-    def take(self, size: int) -> bytes:
+    def take(self, size: int, largest: int = _LARGEST_SECTION) -> bytes:
         """The next `size` bytes."""
-        if size > min(_LARGEST_SECTION, self.left):
+        if size > min(largest, self.left):
             raise CodecError("a part of the blob is larger than what is left of it: it is damaged")
         self._at += size
         return self._read(self._at - size, size)

@@ -18,14 +18,17 @@ from sanderling.codec import CodecError, CodecLimits, decode_delta, decode_integ
 from sanderling.codec.coding.bits import BitWriter
 from sanderling.codec.container import Kind, wrap
 from sanderling.codec.files.pack import pack_file, unpack_file
+from sanderling.codec.files.patch import apply_patch
 from sanderling.codec.limits import WORK_BYTES_PER_BLOB_BYTE, WORK_BYTES_PER_ELEMENT
 
 VECTORS = Path(__file__).parent.parent / "vectors"
+GENERATOR = runpy.run_path(str(VECTORS / "generate.py"))
 SMALL = CodecLimits(elements=1 << 16, decoded_bytes=1 << 19)
 DECODERS: list[Callable[[bytes], object]] = [
     lambda blob: decode_integers(blob, limits=SMALL),
     lambda blob: decode_delta(blob, limits=SMALL),
     lambda blob: unpack_file(blob, limits=SMALL),
+    lambda blob: apply_patch(GENERATOR["weights_file"](), blob, limits=SMALL),
 ]
 
 
@@ -145,7 +148,7 @@ def test_levels_and_steps_beyond_float32_are_refused() -> None:
 
 
 def test_packed_files_that_lie_about_their_size() -> None:
-    weights = runpy.run_path(str(VECTORS / "generate.py"))["weights_file"]()
+    weights = GENERATOR["weights_file"]()
     for data in (b"", b"plain" * 2, b"deflated " * 99, bytes(random.Random(1).choices(b"abc", k=9000)), weights):
         blob = pack_file(data, "f")
         with pytest.raises(CodecError):

@@ -17,8 +17,8 @@ def test_the_encoder_still_writes_these_bytes(name: str) -> None:
 
 
 def test_no_blob_is_left_unchecked() -> None:
-    assert {path.name for path in GENERATOR["HERE"].glob("*.sndl")} == {*BLOBS, "file-v2.sndl"}
+    assert {path.name for path in GENERATOR["HERE"].glob("*.sndl")} == {*BLOBS, "file-v2.sndl", "patch-v2.sndl"}
 
 
-def test_the_packed_file_still_unpacks() -> None:
+def test_the_packed_file_and_the_patch_still_give_their_files() -> None:
     GENERATOR["check_packed"]()

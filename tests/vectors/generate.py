@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from sanderling.codec import decode_delta, decode_integers, encode_delta, encode_integers
 from sanderling.codec.files.pack import pack_file, unpack_file
+from sanderling.codec.files.patch import apply_patch, make_patch
 
 HERE = Path(__file__).parent
 Arrays = dict[str, npt.NDArray[np.generic]]
@@ -107,18 +108,22 @@ def same(expected: object, found: object) -> None:
 
 
 def check_packed() -> None:
-    """Packed files depend on zlib and lzma, so only unpacking is fixed: the stored blob must give the file back."""
-    path = HERE / "file-v2.sndl"
-    name, data = "weights.bin", weights_file()
+    """Packed files depend on zlib and lzma, so only unpacking is fixed: the stored blobs must give the files back."""
+    path, other = HERE / "file-v2.sndl", HERE / "patch-v2.sndl"
+    name, data, changed = "weights.bin", weights_file(), weights_file(3)
     if not path.exists():
         path.write_bytes(pack_file(data, name))
+    if not other.exists():
+        other.write_bytes(make_patch(data, changed, name))
     if unpack_file(path.read_bytes()) != (name, data):
         raise AssertionError(f"{path.name} does not unpack to what was packed")
+    if apply_patch(data, other.read_bytes()) != (name, changed):
+        raise AssertionError(f"{other.name} does not give the file that it was made for")
 
 
-def weights_file() -> bytes:
+def weights_file(change: int = 0) -> bytes:
     """An ONNX model, as far as its bytes go: a graph with one tensor of float32."""
-    raw = (bell(9, (600,), 1000) * 2.0**-12).astype("<f4").tobytes()
+    raw = ((bell(9, (600,), 1000) + bell(10, (600,), change)) * 2.0**-12).astype("<f4").tobytes()
     tensor = field(1, bytes([88])) + bytes([0x10, 1]) + field(8, b"w") + field(9, raw)
     return bytes([0x08, 8]) + field(7, field(2, b"graph") + field(5, tensor))
 
