@@ -10,7 +10,8 @@ bits of its codes and an offset into them; these are fetched anew only when the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ U16 = npt.NDArray[np.uint16]
 
 #: A window is 64 bits from every 16th bit on: so many of them are ahead of any bit.
 _AHEAD = 49
-#: Decoding symbol by symbol costs about as much for this many symbols as one step for all lanes.
+#: Symbol by symbol, so many cost about as much as one step for all lanes.
 _STEP_SYMBOLS = 16
 
 
@@ -71,10 +72,14 @@ def arrange(counts: Sequence[int], longest: int) -> list[Block]:
     return [Block(*shape) for shape in zip(counts, pairs, steps, first, strict=True)]
 
 
-def _active(blocks: Sequence[Block]) -> list[tuple[int, int]]:
-    """(last step + 1, number of lanes active until then), ascending."""
-    ends = sorted({block.steps for block in blocks})
-    return [(end, sum(2 * block.pairs for block in blocks if block.steps >= end)) for end in ends]
+def _active(blocks: Sequence[Block]) -> Iterator[tuple[int, int, list[Block]]]:
+    """(last step + 1, number of lanes active until then, blocks that end there), ascending."""
+    ascending = sorted(blocks, key=lambda block: block.steps)
+    lanes = sum(2 * block.pairs for block in blocks)
+    for end, group in itertools.groupby(ascending, key=lambda block: block.steps):
+        ending = list(group)
+        yield end, lanes, ending
+        lanes -= sum(2 * block.pairs for block in ending)
 
 
 def encode(blocks: Sequence[Block], streams: Sequence[tuple[I64, I64]]) -> tuple[U64, I64]:
@@ -82,9 +87,11 @@ def encode(blocks: Sequence[Block], streams: Sequence[tuple[I64, I64]]) -> tuple
 
     A stream is (symbols, code lengths).
     """
-    joined = 64 // max(int(lengths.max()) for _, lengths in streams)
     total = sum(2 * block.pairs for block in blocks)
-    rows = -(-max(block.steps for block in blocks) // joined)
+    steps = max(block.steps for block in blocks)
+    few = sum(block.count for block in blocks) < _STEP_SYMBOLS * steps
+    joined = 1 if few else 64 // max(int(lengths.max()) for _, lengths in streams)
+    rows = -(-steps // joined)
     # Beyond its end a lane has a symbol whose code has no bits: the last of each table.
     symbols: U16 = np.zeros((rows * joined, total), np.uint16)
     code_tables: list[U64] = []
@@ -104,10 +111,13 @@ def encode(blocks: Sequence[Block], streams: Sequence[tuple[I64, I64]]) -> tuple
         code_tables += [huffman.canonical_codes(lengths), np.zeros(1, np.uint64)]
         length_tables += [np.maximum(lengths, 0).astype(np.uint64), np.zeros(1, np.uint64)]
     take_code, take_length = np.concatenate(code_tables).take, np.concatenate(length_tables).take
+    if few:  # numpy's price for each step would be the higher one
+        places = symbols + base
+        return take_code(places), take_length(places).view(np.int64)
     chunks, chunk_lengths = np.zeros((rows, total), np.uint64), np.zeros((rows, total), np.uint64)
     at, code, length = np.empty(total, np.int64), np.empty(total, np.uint64), np.empty(total, np.uint64)
     done = 0
-    for end, lanes in _active(blocks):
+    for end, lanes, _ in _active(blocks):
         a, c, n, b = at[:lanes], code[:lanes], length[:lanes], base[:lanes]
         for row in range(done, -(-end // joined)):
             chunk, chunk_length = chunks[row, :lanes], chunk_lengths[row, :lanes]
@@ -144,13 +154,14 @@ def decode(window: U64, blocks: Sequence[Block], codes: Sequence[I64], starts: I
 
 def _one_by_one(window: U64, blocks: Sequence[Block], codes: Sequence[I64], starts: I64) -> tuple[list[I64], I64]:
     """Decode symbol after symbol: for few lanes, numpy's price for each step would be the higher one."""
-    words: list[int] = (window >> np.uint64(36)).tolist()
-    words += [0] * (max(block.steps for block in blocks) * huffman.LONGEST // 16 + 1)
+    margin = max(block.steps for block in blocks) * huffman.LONGEST // 16 + 1
+    # A view of memory makes numbers of Python as they are read, not all of them first.
+    words = np.append((window >> np.uint64(36)).astype(np.uint32), np.zeros(margin, np.uint32)).data
     used = np.zeros(len(starts), np.int64)
     result: list[I64] = []
     for block, lengths in zip(blocks, codes, strict=True):
         longest = int(lengths.max())
-        entries: list[int] = huffman.decode_table(lengths).tolist()
+        entries = huffman.decode_table(lengths).data
         down, mask = 28 - longest, (1 << longest) - 1
         symbols = np.empty(block.count, np.int64)
         for lane in range(2 * block.pairs):
@@ -185,7 +196,7 @@ def _lockstep(window: U64, blocks: Sequence[Block], codes: Sequence[I64], starts
     word, place, length = np.zeros(total, np.uint64), np.zeros(total, np.uint64), np.zeros(total, np.uint16)
     four, low, low_length = np.full(total, 4, np.uint64), np.full(total, 15, np.uint64), np.full(total, 15, np.uint16)
     row = 0
-    for end, lanes in _active(blocks):
+    for end, lanes, ending in _active(blocks):
         i, o, w, p, n = index[:lanes], offset[:lanes], word[:lanes], place[:lanes], length[:lanes]
         b, d, four_, low_, low_n = base[:lanes], down[:lanes], four[:lanes], low[:lanes], low_length[:lanes]
         at = p.view(np.int64)
@@ -204,9 +215,8 @@ def _lockstep(window: U64, blocks: Sequence[Block], codes: Sequence[I64], starts
                 np.bitwise_and(entry, low_n, out=n)
                 np.add(o, n, out=o)
             row = stop
-        for block in blocks:
-            if block.steps == end:
-                offset[block.idle] -= length[block.idle]
+        for block in ending:
+            offset[block.idle] -= length[block.idle]
     used = (index << 4) + offset.astype(np.int64) - starts
     np.right_shift(entries, 4, out=entries)
     return [entries[: block.steps, block.lanes].astype(np.int64).reshape(-1)[: block.count] for block in blocks], used

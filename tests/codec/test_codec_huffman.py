@@ -54,6 +54,32 @@ def test_the_limit_of_12_bits_is_kept_at_the_least_cost() -> None:
         assert sum(c * n for c, n in zip(small, limited(small, limit), strict=True)) == best
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 300), min_size=2, max_size=5), st.integers(3, 4))
+def test_limited_codes_are_as_good_as_any(counts: list[int], limit: int) -> None:
+    best = min(
+        sum(c * n for c, n in zip(counts, choice, strict=True))
+        for choice in itertools.product(range(1, limit + 1), repeat=len(counts))
+        if sum(1 << (limit - n) for n in choice) <= 1 << limit
+    )
+    found = limited(sorted(counts), limit)
+    assert sum(c * n for c, n in zip(sorted(counts), found, strict=True)) == best
+    assert sum(1 << (limit - n) for n in found) == 1 << limit
+
+
+@given(st.lists(st.integers(1, 2**40), min_size=1, max_size=60))
+def test_code_words_are_in_order_and_no_prefix_of_another(counts: list[int]) -> None:
+    lengths = huffman.code_lengths(np.array(counts))
+    words = huffman.canonical_codes(lengths).tolist()
+    texts = [
+        format(word, f"0{length}b") if length else "" for word, length in zip(words, lengths.tolist(), strict=True)
+    ]
+    by_length = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
+    padded = [texts[i].ljust(12, "0") for i in by_length]
+    assert padded == sorted(padded)
+    assert not any(b.startswith(a) for a, b in itertools.pairwise(sorted(texts)))
+
+
 def limited(counts: list[int], limit: int) -> list[int]:
     original = huffman.LONGEST
     huffman.LONGEST = limit

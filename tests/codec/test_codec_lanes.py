@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import numpy as np
 import numpy.typing as npt
@@ -128,6 +129,27 @@ def test_segments_whose_sizes_are_impossible_are_refused_before_anything_is_made
                 head.number(0)
         with pytest.raises(CodecError, match="size"):
             lanes.read_layout(BitReader(head.to_bytes()), [(count, lengths)])
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [[(80_000, 2)], [(20_000, 2)] * 4, [(2_600, 2)] * 30, [(2 + 2 * i, 2) for i in range(256)], [(20, 4096)] * 256],
+    ids=["one", "few", "some", "uneven", "large codes"],
+)
+def test_ten_kilobytes_never_take_long(shapes: list[tuple[int, int]]) -> None:
+    generator = np.random.default_rng(0)
+    streams = [
+        (generator.integers(0, alphabet, count), np.full(alphabet, alphabet.bit_length() - 1))
+        for count, alphabet in shapes
+    ]
+    head, codes = coded(streams)
+    assert 7_000 < len(head) + len(codes) < 11_000
+    taken = []
+    for _ in range(3):
+        begin = time.process_time()
+        decoded(head, codes, streams)
+        taken.append(time.process_time() - begin)
+    assert min(taken) < 0.05
 
 
 @given(st.binary(max_size=100))
