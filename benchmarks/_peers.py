@@ -83,8 +83,8 @@ class Peers:
         if key not in self._known:
             mean = sum(float(np.square(v, dtype=np.float64).sum()) for v in delta.values())
             mean /= sum(v.size for v in delta.values())
-            # four steps an octave, 0 for a step of 1: begin at a quarter of the root mean square
-            finest = round(2 * math.log2(mean)) - 8
+            # four steps an octave, 0 for a step of 1: begin at an eleventh of the root mean square
+            finest = round(2 * math.log2(mean)) - 14
             self._keep(key, nncodec(delta, how="trellis", qp=finest, scales=LAMBDA_SCALES))
         result: list[dict[str, Any]] = self._known[key]
         return result

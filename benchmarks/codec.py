@@ -155,12 +155,23 @@ def _uniform_each(delta: Arrays, errors: dict[str, float]) -> int:
 
 
 def _step(values: Any, error: float) -> float:
-    """The step whose rounding makes this squared error."""
-    low, high = 0.0, 4 * float(np.abs(values).max(initial=0.0))
-    for _ in range(30):
+    """The largest step whose rounding makes no more than this squared error, to a part in ten thousand.
+
+    Where many values are alike, error does not rise steadily with the step: every step is tried, 3 % apart.
+    """
+
+    def made(step: float) -> float:
+        return float(np.square(values - np.rint(values / step) * step).sum())
+
+    high = 2.01 * float(np.abs(values).max(initial=0.0))
+    if high == 0.0:
+        return 0.0
+    low = high
+    while made(low) > error:
+        high, low = low, low / 1.03
+    while high - low > 1e-4 * low:
         middle = (low + high) / 2
-        made = float(np.square(values - np.rint(values / middle) * middle).sum()) if middle else 0.0
-        low, high = (middle, high) if made <= error else (low, middle)
+        low, high = (middle, high) if made(middle) <= error else (low, middle)
     return low
 
 
