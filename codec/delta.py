@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,8 @@ from .container import Kind
 from .directory import Entry
 from .errors import CodecError
 from .limits import DEFAULT_LIMITS, CodecLimits
-from .quantize import DEFAULT_QUALITY
+from .quantize import DEFAULT_QUALITY, Quantized
+from .steps import STEP_NUMBERS, dequantize
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -35,14 +35,6 @@ _STEP_ORDER = 2
 _LARGEST_LEVEL = 1 << 20
 #: Magnitudes from here on are refused like infinite ones.
 _LARGEST_VALUE = np.float32(2.0**120)
-
-
-@dataclass(frozen=True)
-class _Quantized:
-    """A tensor as it is coded: levels, and the number of their step (None if all are zero)."""
-
-    levels: I64
-    step: int | None
 
 
 def encode_delta(
@@ -81,17 +73,21 @@ def encode_lossy(
     totals = directory.Totals(limits)
     entries: list[Entry] = []
 
-    def quantized() -> Iterator[_Quantized]:
+    def totals_in_order() -> Iterator[tuple[str, F32]]:
         for name in delta:
             value = _float32(delta[name], name)
             entries.append(totals.add(Entry(name, _FLOAT32, value.shape)))
             total = _sum(value, None if residual is None else residual[name], name)
-            levels, step = quantize.quantize(total, quality)
             if left is not None:
-                left[name] = total if step is None else total - quantize.dequantize(levels, step)
-            yield _Quantized(levels, step)
+                left[name] = total  # has its place in the order now, its values when it was coded
+            yield name, total
 
-    coded = [_encode_group(group) for group in groups.cut(quantized(), lambda tensor: tensor.levels.size)]
+    coded: list[bytes] = []
+    for group in groups.cut(totals_in_order(), lambda item: item[1].size):
+        found = list(quantize.quantize([total for _, total in group], quality))
+        if left is not None:
+            left.update((name, each.residual) for (name, _), each in zip(group, found, strict=True))
+        coded.append(_encode_group(found))
     head = BitWriter()
     directory.write(head, entries, typed=False)
     return container.wrap(Kind.DELTA, [head.to_bytes(), *groups.join(coded)])
@@ -135,14 +131,14 @@ def accumulate(
             scaled.add(levels, step, into[entry.name], weight)
 
 
-def _encode_group(group: Sequence[_Quantized]) -> bytes:
+def _encode_group(group: Sequence[Quantized]) -> bytes:
     head = BitWriter()
     before = 0
     for tensor in group:
         step = before if tensor.step is None else tensor.step
         head.signed(step - before, _STEP_ORDER)
         before = step
-    rest = arrays.encode(head, [tensor.levels.reshape(-1) for tensor in group])
+    rest = arrays.encode(head, [tensor.levels.reshape(-1).astype(np.int64) for tensor in group])
     return head.to_bytes() + rest
 
 
@@ -161,7 +157,7 @@ def _decode_group(data: bytes, group: Sequence[Entry], limits: CodecLimits) -> l
     before = 0
     for entry in group:
         before += head.signed(_STEP_ORDER)
-        if before not in quantize.STEP_NUMBERS:
+        if before not in STEP_NUMBERS:
             raise CodecError(f"the step of {entry.name!r} is of no float32: the blob is damaged")
         steps.append(before)
     flat = arrays.decode(head, data, [entry.count for entry in group], limits)
@@ -182,7 +178,7 @@ def _tensors(payload: bytes, at: int, entries: Sequence[Entry], limits: CodecLim
         if entry.count and not decoded:
             group, data = next(parts)
             decoded = {m.name: found for m, found in zip(group, _decode_group(data, group, limits), strict=True)}
-        values = quantize.dequantize(*decoded.pop(entry.name)) if entry.count else np.zeros(0, np.float32)
+        values = dequantize(*decoded.pop(entry.name)) if entry.count else np.zeros(0, np.float32)
         yield entry.name, values.reshape(entry.shape)
     next(parts, None)  # without tensors there must be no bytes either
 

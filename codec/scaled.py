@@ -1,30 +1,23 @@
 """Levels times a step, straight into a sum: no tensor of values is ever made.
 
 Levels are added in pieces that stay in the cache, in the precision of the sum. A level (20 bits) times a step (4
-bits) is exact in float32, so each element is the value that `quantize.dequantize` gives, times the weight, added.
+bits) is exact in float32, so each element is the value that `dequantize` gives, times the weight, added.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from . import quantize
+from .steps import dequantize, step_size
 
 #: Elements of a piece: levels, products and sums of one fit the second cache together.
 _PIECE = 1 << 15
 #: Steps from the smallest normal float32 on are exact in float32; smaller ones take the long way.
 _SMALLEST = 2.0**-126
 _LARGEST = float(np.finfo(np.float32).max)
-
-
-def step_size(number: int) -> float:
-    """The size of a step by its number: 8 to 15 times a power of two."""
-    octave, mantissa = divmod(number, 8)
-    return math.ldexp(8 + mantissa, octave)
 
 
 def fits(peak: int, number: int) -> bool:
@@ -39,7 +32,7 @@ def add(
     step = step_size(number)
     factor = into.dtype.type(weight)
     if step < _SMALLEST or not into.flags.c_contiguous or into.dtype.itemsize < 4:
-        values = quantize.dequantize(levels.astype(np.int64), number).astype(into.dtype)
+        values = dequantize(levels, number).astype(into.dtype)
         into += factor * values.reshape(into.shape)
         return
     flat = into.reshape(-1)
