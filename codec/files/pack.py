@@ -135,6 +135,14 @@ def unpack_stream(
     return name
 
 
+def packed_name(file: BinaryIO, *, limits: CodecLimits = DEFAULT_LIMITS) -> str:
+    """The name of the file that a packed file or a patch gives. The rest of the blob is not looked at."""
+    blob = BlobReader(file, None, limits, verified=True)
+    if blob.kind not in (Kind.FILE, Kind.PATCH):
+        raise CodecError(f"the blob holds {blob.kind.name.lower()}, and no file: decode it in Python")
+    return read_name(BitReader(blob.section()))
+
+
 def worthwhile(source: Source, tensors: Sequence[Tensor]) -> list[Range]:
     """The ranges that our coder is better at than a general one, as far as a sample of each shows."""
     return [item for tensor in tensors for item in _candidates(source, tensor) if _is_better(source, item)]

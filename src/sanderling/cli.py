@@ -21,8 +21,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fleet": ("sanderling.server.client_cli", "the devices of a fleet: status, devices, show"),
     "train": ("sanderling.engine.cli", "fine-tune an ONNX model inside a memory limit"),
     "plan": ("sanderling.engine.cli", "show how training fits into a memory limit"),
-    "pack": ("sanderling.codec.cli", "compress a model or integer arrays, losslessly"),
+    "pack": ("sanderling.codec.cli", "compress a model or arrays, losslessly"),
     "unpack": ("sanderling.codec.cli", "restore a packed file, bit for bit"),
+    "inspect": ("sanderling.codec.cli", "show what a model or a coded file consists of, tensor by tensor"),
+    "diff": ("sanderling.codec.cli", "what changed between two versions of a model, as a small file"),
+    "apply": ("sanderling.codec.cli", "make the new version of a model from the old one and what changed"),
     "demo": ("sanderling.demo.cli", "the whole loop on this machine, on real wrist motions"),
 }
 
