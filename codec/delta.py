@@ -26,6 +26,7 @@ from .steps import STEP_NUMBERS, dequantize
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
+Levels = npt.NDArray[np.signedinteger[Any]]
 Floats = npt.NDArray[np.floating[Any]]
 
 _FLOAT32 = np.dtype(np.float32)
@@ -128,7 +129,7 @@ def accumulate(
             _decode_group(data, group, limits)
     for group, data in zip(members, groups.split(payload, at, len(members)), strict=True):
         for entry, (levels, step) in zip(group, _decode_group(data, group, limits), strict=True):
-            scaled.add(levels, step, into[entry.name], weight)
+            scaled.add(levels.reshape(-1), step, into[entry.name], weight)
 
 
 def _encode_group(group: Sequence[Quantized]) -> bytes:
@@ -138,8 +139,7 @@ def _encode_group(group: Sequence[Quantized]) -> bytes:
         step = before if tensor.step is None else tensor.step
         head.signed(step - before, _STEP_ORDER)
         before = step
-    rest = arrays.encode(head, [tensor.levels.reshape(-1).astype(np.int64) for tensor in group])
-    return head.to_bytes() + rest
+    return head.to_bytes() + arrays.encode([tensor.levels for tensor in group])
 
 
 def _open(blob: bytes, limits: CodecLimits) -> tuple[bytes, int, list[Entry]]:
@@ -150,8 +150,8 @@ def _open(blob: bytes, limits: CodecLimits) -> tuple[bytes, int, list[Entry]]:
     return payload, head.align(), entries
 
 
-def _decode_group(data: bytes, group: Sequence[Entry], limits: CodecLimits) -> list[tuple[I64, int]]:
-    """(flat levels, step number) of each tensor, all of them such that their values are finite."""
+def _decode_group(data: bytes, group: Sequence[Entry], limits: CodecLimits) -> list[tuple[Levels, int]]:
+    """(levels, step number) of each tensor, all of them such that their values are finite."""
     head = BitReader(data)
     steps: list[int] = []
     before = 0
@@ -160,20 +160,20 @@ def _decode_group(data: bytes, group: Sequence[Entry], limits: CodecLimits) -> l
         if before not in STEP_NUMBERS:
             raise CodecError(f"the step of {entry.name!r} is of no float32: the blob is damaged")
         steps.append(before)
-    flat = arrays.decode(head, data, [entry.count for entry in group], limits)
-    for entry, step, levels in zip(group, steps, flat, strict=True):
+    found = arrays.decode(data[head.align() :], [entry.shape for entry in group], limits)
+    for entry, step, levels in zip(group, steps, found, strict=True):
         peak = max(int(levels.max()), -int(levels.min()))
         if peak > _LARGEST_LEVEL:
             raise CodecError(f"{entry.name!r} has levels that no quantizer makes: the blob is damaged")
         if not scaled.fits(peak, step):
             raise CodecError(f"{entry.name!r} has values beyond float32: the blob is damaged")
-    return list(zip(flat, steps, strict=True))
+    return list(zip(found, steps, strict=True))
 
 
 def _tensors(payload: bytes, at: int, entries: Sequence[Entry], limits: CodecLimits) -> Iterator[tuple[str, F32]]:
     members = list(groups.cut(entries, lambda entry: entry.count))
     parts = zip(members, groups.split(payload, at, len(members)), strict=True)
-    decoded: dict[str, tuple[I64, int]] = {}
+    decoded: dict[str, tuple[Levels, int]] = {}
     for entry in entries:
         if entry.count and not decoded:
             group, data = next(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,6 @@ from .errors import CodecError
 from .limits import DEFAULT_LIMITS, CodecLimits
 
 Integers = npt.NDArray[np.generic]
-I64 = npt.NDArray[np.int64]
 
 _INTEGERS = [dtype for dtype in DTYPES.values() if dtype.kind in "iub"]
 
@@ -41,7 +41,7 @@ def encode_integers(tensors: Mapping[str, npt.ArrayLike], *, limits: CodecLimits
             entries.append(totals.add(Entry(name, dtype, array.shape)))
             yield array
 
-    coded = [_encode_group(group) for group in groups.cut(checked(), lambda array: array.size)]
+    coded = [arrays.encode(group) for group in groups.cut(checked(), lambda array: array.size)]
     head = BitWriter()
     directory.write(head, entries, typed=True)
     return container.wrap(Kind.INTEGERS, [head.to_bytes(), *groups.join(coded)])
@@ -70,23 +70,18 @@ def iterate_integers(blob: bytes, *, limits: CodecLimits = DEFAULT_LIMITS) -> It
     return _arrays(payload, head.align(), entries, limits)
 
 
-def to_int64(array: Integers) -> I64:
-    """Flat, in C order; the upper half of uint64 wraps to negative numbers."""
-    return np.ascontiguousarray(array).reshape(-1).astype(np.int64)
-
-
-def from_int64(values: I64, dtype: np.dtype[np.generic], name: str) -> Integers:
-    """The inverse of `to_int64`; `CodecError` if a value is not of `dtype`."""
-    result = values.astype(dtype)
-    if not np.array_equal(result.astype(np.int64), values):
+def typed(values: npt.NDArray[np.signedinteger[Any]], dtype: np.dtype[np.generic], name: str) -> Integers:
+    """Decoded numbers in their type (the upper half of uint64 comes as negative ones); `CodecError` if one does not
+    fit.
+    """
+    if dtype == np.uint64:
+        return values.astype(np.int64, copy=False).view(np.uint64)
+    low, high = int(values.min()), int(values.max())
+    bits = 8 * dtype.itemsize - (dtype.kind == "i") if dtype.kind in "iu" else 1
+    least, most = -(1 << bits) if dtype.kind == "i" else 0, (1 << bits) - 1
+    if low < least or high > most:
         raise CodecError(f"array {name!r} has values that are not of its type {dtype}: the blob is damaged")
-    return result
-
-
-def _encode_group(group: Sequence[Integers]) -> bytes:
-    head = BitWriter()
-    rest = arrays.encode(head, [to_int64(array) for array in group])
-    return head.to_bytes() + rest
+    return values.astype(dtype)
 
 
 def _arrays(payload: bytes, at: int, entries: Sequence[Entry], limits: CodecLimits) -> Iterator[tuple[str, Integers]]:
@@ -96,9 +91,8 @@ def _arrays(payload: bytes, at: int, entries: Sequence[Entry], limits: CodecLimi
     for entry in entries:
         if entry.count and not decoded:
             group, data = next(parts)
-            flat = arrays.decode(BitReader(data), data, [member.count for member in group], limits)
-            decoded = {m.name: from_int64(v, m.dtype, m.name) for m, v in zip(group, flat, strict=True)}
-            del flat
-        values = decoded.pop(entry.name) if entry.count else np.zeros(0, entry.dtype)
-        yield entry.name, values.reshape(entry.shape)
+            found = arrays.decode(data, [member.shape for member in group], limits)
+            decoded = {m.name: typed(v, m.dtype, m.name) for m, v in zip(group, found, strict=True)}
+            del found
+        yield entry.name, decoded.pop(entry.name) if entry.count else np.zeros(entry.shape, entry.dtype)
     next(parts, None)  # without arrays there must be no bytes either

@@ -1,16 +1,19 @@
-"""The coding of integer arrays, without names and shapes: sequences in the header, codes, raw bits.
+"""The coding of a group of integer arrays, without names: what a blob consists of besides its directory.
 
-Encoding: arrays are grouped into sequences (`plan.group`), each sequence is coded in its cheapest way. The header
-receives, for each array, its sequence, and for each sequence its base, its way and its Huffman code; then the lengths
-of all segments. After the header, from a whole byte on, come the codes of all lanes, and from the next whole byte on
-all raw bits.
+An array, less its base, is coded whole or divided into classes by its lines (`division.py`); what is of one class, in
+all arrays, is one sequence, and each sequence is coded in its cheapest way (`modes.py`). In a group stand:
 
-A later version may divide arrays into sequences in another way (by row and column): that is another number in
-`_DIVISION`.
+1. a header: how each array is divided, how each sequence is coded;
+2. the codes of the labels of all lines, and of the Huffman tables of all sequences;
+3. a second header, which needs the labels: the sequence of each context, negated lines, sizes;
+4. the codes of all sequences, and their raw bits.
+
+Each part begins at a whole byte. All symbols of a part are decoded at once (`lanes.py`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,86 +21,176 @@ import numpy.typing as npt
 
 from ..errors import CodecError
 from ..limits import CodecLimits
-from . import huffman, lanes, modes, plan
+from . import describe, huffman, lanes, lines, modes, plan, signs, tables, ways
 from .bits import BitReader, BitWriter, pack, unpack, words
+from .describe import Described
+from .division import Division, Labels, Shape
+from .modes import Way
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
+Integers = npt.NDArray[np.signedinteger]
 
-#: How elements are divided into sequences: whole arrays.
-_DIVISION = 0
+#: Sequences of a group at most: the number of a sequence fits a byte.
+MOST_SEQUENCES = 1 << 8
+#: Arrays with no number of this magnitude are coded as 32-bit ones.
+_NARROW = 1 << 29
 
 
-def encode(head: BitWriter, arrays: Sequence[I64]) -> bytes:
-    """Append the header of flat 64-bit `arrays` to `head` and return the bytes that follow it."""
-    sequence_of = plan.group(arrays)
-    total = max(sequence_of, default=-1) + 1
-    head.number(_DIVISION)
+def encode(arrays: Sequence[npt.NDArray[np.generic]]) -> bytes:
+    """The bytes of integer (or bool) arrays of any shape; the upper half of uint64 wraps to negative numbers."""
+    planned, total = plan.plan([(Shape.of(array.shape), _narrow(array)) for array in arrays if array.size])
+    parts: list[list[Integers]] = [[] for _ in range(total)]
+    for each in planned:
+        if each.division is not None:
+            each.division.order().divide(each.values, parts)
+        elif not each.constant:
+            parts[each.code].append(each.values.reshape(-1))
+        each.values = each.values[:0]
+    coded = []
+    for part in parts:
+        coded.append(ways.choose(np.concatenate(part)))
+        part.clear()
+    sets = [labels for each in planned if each.division is not None for labels in each.division.labels]
+    changes, stream_of = lines.assign(sets)
+    streams = int(stream_of.max(initial=-1)) + 1
+
+    head = BitWriter()
     head.number(total)
-    for sequence in sequence_of:
-        head.bits(sequence, _width(total))
-    streams: list[tuple[I64, I64]] = []
-    raw_lengths: list[I64] = []
-    raw: list[U64] = []
-    for number in range(total):
-        values = np.concatenate([a for a, s in zip(arrays, sequence_of, strict=True) if s == number])
-        base = plan.base(values)
-        coded, lengths = plan.choose(values - np.int64(base))
-        head.signed(base)
-        modes.write_way(head, coded)
-        if len(coded.symbols):
-            huffman.write_lengths(head, lengths)
-        streams.append((coded.symbols, lengths))
-        raw_lengths.append(coded.raw_lengths)
-        raw.append(coded.raw)
-    codes = lanes.encode(head, streams)
-    if not raw:
-        return codes
-    sizes = np.concatenate(raw_lengths)
-    return codes + pack(np.concatenate(raw), sizes, int(sizes.sum()))
+    head.number(streams)
+    described = iter(zip(changes, stream_of.tolist(), strict=True))
+    for each in planned:
+        each.described([next(described) for _ in each.labels]).write(head, total, streams)
+    first: list[tuple[I64, I64]] = []
+    for stream in range(streams):
+        chosen = [lines.symbols(s, c) for s, c, of in zip(sets, changes, stream_of, strict=True) if of == stream]
+        symbols = np.concatenate(chosen)
+        lengths = huffman.code_lengths(np.bincount(symbols, minlength=lines.ALPHABET))
+        huffman.write_lengths(head, lengths)
+        first.append((symbols, lengths))
+    differences: list[I64] = []
+    for sequence, lengths in coded:
+        modes.write_way(head, sequence.way)
+        stride, found = tables.differences(lengths, sequence.way)
+        head.bits(stride, tables.STRIDE_BITS)
+        differences.append(found)
+    if differences:
+        first.append((np.concatenate(differences), tables.DIFFERENCES))
+    first_codes = lanes.encode(head, first)
+
+    second = BitWriter()
+    for each in planned:
+        describe.write_second(second, each.division, each.negated, total)
+    codes = lanes.encode(second, [(sequence.symbols, lengths) for sequence, lengths in coded])
+    raw_lengths = np.concatenate([np.zeros(0, np.int64), *(sequence.raw_lengths for sequence, _ in coded)])
+    raw = pack(
+        np.concatenate([np.zeros(0, np.uint64), *(sequence.raw for sequence, _ in coded)]),
+        raw_lengths,
+        int(raw_lengths.sum()),
+    )
+    return b"".join([head.to_bytes(), first_codes, second.to_bytes(), codes, raw])
 
 
-def decode(head: BitReader, data: bytes, counts: Sequence[int], limits: CodecLimits) -> list[I64]:
-    """The flat arrays of `counts` elements whose header is next in `head`, which reads from `data`.
+def decode(data: bytes, shapes: Sequence[tuple[int, ...]], limits: CodecLimits) -> list[Integers]:
+    """The arrays of these shapes, of 32-bit or 64-bit integers, each as wide as its values may need.
 
-    The caller has checked the sum of `counts` against the limits. `CodecError` unless the bytes are used up exactly.
+    The caller has checked the shapes against the limits. `CodecError` unless the bytes are used up exactly.
     """
-    division = head.number()
-    if division != _DIVISION:
-        raise CodecError(f"division {division} is not known here: a newer version wrote this blob; update this side")
-    total = head.number(largest=min(limits.codes, len(counts)))
-    if counts and not total:
-        raise CodecError("the blob has arrays but no sequence to take them from: it is damaged")
-    sequence_of = [head.bits(_width(total)) for _ in counts]
-    if max(sequence_of, default=0) >= max(total, 1):
-        raise CodecError("an array belongs to a sequence that is not there: the blob is damaged")
-    sizes = [0] * total
-    for count, sequence in zip(counts, sequence_of, strict=True):
-        sizes[sequence] += count
-    bases: list[int] = []
-    ways: list[tuple[modes.Way, int]] = []
-    streams: list[tuple[int, I64]] = []
-    for size in sizes:
-        bases.append(_int64(head.signed()))
-        way, radix, alphabet, symbols = modes.read_way(head, size)
-        ways.append((way, radix))
-        lengths = huffman.read_lengths(head, alphabet) if symbols else np.full(alphabet, -1, np.int64)
-        streams.append((symbols, lengths))
-    layout = lanes.read_layout(head, streams)
-    rest = data[head.align() :]
-    decoded = lanes.decode(rest, layout)
-    raw = _Raw(rest[-(-layout.bits // 8) :])
-    values = [
-        modes.MODES[way.mode].decode(way, size, radix, symbols, raw.read) + np.int64(base)
-        for size, (way, radix), symbols, base in zip(sizes, ways, decoded, bases, strict=True)
-    ]
-    raw.finish()
-    used = [0] * total
-    result: list[I64] = []
-    for count, sequence in zip(counts, sequence_of, strict=True):
-        result.append(values[sequence][used[sequence] : used[sequence] + count])
-        used[sequence] += count
-    return result
+    head = BitReader(data)
+    total = head.number(largest=min(limits.codes, MOST_SEQUENCES))
+    streams = head.number(largest=lines.MOST_STREAMS)
+    described = [describe.read(head, Shape.of(shape), total, streams) for shape in shapes if math.prod(shape)]
+    counts = [0] * streams
+    for each in described:
+        for size, (_, stream) in zip(each.lines, each.sets, strict=True):
+            counts[stream] += size
+    first = [(count, huffman.read_lengths(head, lines.ALPHABET)) for count in counts]
+    all_ways: list[Way] = []
+    strides: list[int] = []
+    for _ in range(total):
+        all_ways.append(modes.read_way(head, sum(map(math.prod, shapes))))
+        strides.append(head.bits(tables.STRIDE_BITS))
+    alphabets = [way.alphabet for way in all_ways]
+    if total:
+        first.append((sum(alphabets), tables.DIFFERENCES))
+    layout = lanes.read_layout(head, first)
+    at = head.align()
+    decoded = lanes.decode(data[at:], layout)
+    lengths: list[I64] = []
+    if total:
+        found = np.split(decoded.pop(), np.cumsum(alphabets)[:-1])
+        lengths = [tables.lengths(*each) for each in zip(found, all_ways, strides, strict=True)]
+    second = BitReader(data)
+    second.position = 8 * (at + -(-layout.bits // 8))
+    divided: list[tuple[Division | None, describe.Negated]] = []
+    used = [0] * streams
+    for each in described:
+        labels: list[Labels] = []
+        for size, (changes, stream) in zip(each.lines, each.sets, strict=True):
+            labels.append(lines.labels(decoded[stream][used[stream] : used[stream] + size], changes))
+            used[stream] += size
+        divided.append(describe.read_second(second, each, labels, total))
+    values = _Values(data, second, described, divided, list(zip(all_ways, lengths, strict=True)))
+    return [values.next(shape) if math.prod(shape) else np.zeros(shape, np.int32) for shape in shapes]
+
+
+class _Values:
+    """The decoded sequences of a group, handed out to its arrays in order."""
+
+    def __init__(
+        self,
+        data: bytes,
+        head: BitReader,
+        described: Sequence[Described],
+        divided: Sequence[tuple[Division | None, describe.Negated]],
+        codes: Sequence[tuple[Way, I64]],
+    ) -> None:
+        orders = [None if each is None else each.order() for each, _ in divided]
+        sizes = np.zeros(len(codes), np.int64)
+        for each, order in zip(described, orders, strict=True):
+            if order is not None:
+                sizes += order.sizes(len(codes))
+            elif each.kind != describe.CONSTANT:
+                sizes[each.code] += each.shape.rows * each.shape.columns
+        counts: list[int] = sizes.tolist()
+        lengths = [way.length(count) for count, (way, _) in zip(counts, codes, strict=True)]
+        for length, count in zip(lengths, counts, strict=True):
+            if length > count:
+                raise CodecError("a sequence has more symbols than elements: the blob is damaged")
+        layout = lanes.read_layout(head, [(length, code) for length, (_, code) in zip(lengths, codes, strict=True)])
+        rest = data[head.align() :]
+        symbols = lanes.decode(rest, layout)
+        raw = _Raw(rest[-(-layout.bits // 8) :])
+        self._sequences = [
+            modes.MODES[way.mode].decode(way, count, each, raw.read)
+            for (way, _), count, each in zip(codes, counts, symbols, strict=True)
+        ]
+        raw.finish()
+        self._used = [0] * len(codes)
+        self._arrays = zip(described, orders, divided, strict=True)
+
+    def next(self, shape: tuple[int, ...]) -> Integers:
+        """The next array."""
+        each, order, (divided, negated) = next(self._arrays)
+        base = each.base
+        narrow = -_NARROW < base < _NARROW
+        if each.kind == describe.CONSTANT:
+            return np.full(shape, base, np.int32 if narrow else np.int64)
+        codes = [each.code] if divided is None else np.unique(divided.classes).tolist()
+        dtype: np.dtype[np.signedinteger] = np.dtype(
+            np.int32 if narrow and all(self._sequences[code].itemsize == 4 for code in codes) else np.int64
+        )
+        if order is None:
+            begin = self._used[each.code]
+            self._used[each.code] = begin + each.shape.rows * each.shape.columns
+            values = self._sequences[each.code][begin : self._used[each.code]].astype(dtype, copy=False)
+            values = values.reshape(each.shape.rows, each.shape.columns)
+        else:
+            values = order.join(self._sequences, self._used, dtype)
+        values = signs.negate(values, *negated)
+        if base:
+            values = values + dtype.type(base)
+        return values.reshape(shape)
 
 
 class _Raw:
@@ -124,11 +217,8 @@ class _Raw:
             raise CodecError("padding bits at the end of the blob are not zero: it is damaged")
 
 
-def _width(total: int) -> int:
-    return max(total - 1, 0).bit_length()
-
-
-def _int64(value: int) -> int:
-    if not -(2**63) <= value < 2**63:
-        raise CodecError("a base does not fit 64 bits: the blob is damaged")
-    return value
+def _narrow(array: npt.NDArray[np.generic]) -> Integers:
+    """The array in 32 bits if its numbers leave room there, else in 64."""
+    if array.dtype.itemsize <= 2 or (int(array.min()) > -_NARROW and int(array.max()) < _NARROW):
+        return array.astype(np.int32)
+    return array.astype(np.int64)

@@ -59,6 +59,11 @@ class BitWriter:
         """A signed number, folded by `zigzag`."""
         self.number(zigzag(value), order)
 
+    def flags(self, values: npt.NDArray[np.bool_]) -> None:
+        """One bit for each value."""
+        self._bits.append("".join(map(str, values.astype(np.uint8).tolist())))
+        self.length += len(values)
+
     def to_bytes(self) -> bytes:
         """All bits, padded with zeros to whole bytes."""
         size = -(-self.length // 8)
@@ -117,6 +122,15 @@ class BitReader:
     def signed(self, order: int = 0) -> int:
         """The next signed number."""
         return unzigzag(self.number(order))
+
+    def flags(self, count: int) -> npt.NDArray[np.bool_]:
+        """The next `count` bits, each as a truth value."""
+        begin, end = self.position, self.position + count
+        if end > self._size:
+            raise CodecError("the blob ends inside its header: it was cut off; fetch it again")
+        self.position = end
+        piece = np.frombuffer(self._data[begin >> 3 : (end + 7) >> 3], np.uint8)
+        return np.unpackbits(piece)[begin & 7 : (begin & 7) + count].astype(np.bool_)
 
     def align(self) -> int:
         """Skip the padding (which must be zeros) up to the next whole byte; returns that byte's index."""

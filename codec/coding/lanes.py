@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from .bits import BitReader, BitWriter, place, reverse, unzigzag, zigzag
 from .lockstep import Block
 
 I64 = npt.NDArray[np.int64]
+Symbols = npt.NDArray[np.integer[Any]]
 
 #: Symbols of a lane at most are 2**(number in the header) times this; the number has `_STEPS_BITS` bits.
 _FEWEST_STEPS, _STEPS_BITS = 256, 2
@@ -52,7 +54,7 @@ class Layout:
         return sum(int(size.sum()) for size in self.sizes)
 
 
-def encode(head: BitWriter, streams: Sequence[tuple[I64, I64]]) -> bytes:
+def encode(head: BitWriter, streams: Sequence[tuple[Symbols, I64]]) -> bytes:
     """Append the sizes of segments to `head` and return the codes of all streams; a stream is (symbols, code
     lengths).
     """

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -82,7 +83,7 @@ def _active(blocks: Sequence[Block]) -> Iterator[tuple[int, int, list[Block]]]:
         lanes -= sum(2 * block.pairs for block in ending)
 
 
-def encode(blocks: Sequence[Block], streams: Sequence[tuple[I64, I64]]) -> tuple[U64, I64]:
+def encode(blocks: Sequence[Block], streams: Sequence[tuple[npt.NDArray[np.integer[Any]], I64]]) -> tuple[U64, I64]:
     """The codes of each lane, several joined to chunks of at most 64 bits: (chunks, their lengths), by row and lane.
 
     A stream is (symbols, code lengths).

@@ -1,146 +1,226 @@
-"""What the encoder decides: which arrays share a sequence, and how each sequence is coded.
+"""What the encoder decides about the arrays of a group: bases, negated lines, divisions, contexts that share a code.
 
-Costs are counted in whole bits or in fixed-point bits from an integer logarithm, so that every platform decides
-alike. The decoder needs none of this: whatever is decided here stands in the blob.
+All of it by counting. Each array offers a few divisions (`histograms.py`); their histograms by context are units that
+`classes.py` clusters into codes; then each array takes the division that is cheapest under these codes, each line the
+label that is cheapest for it, and the codes are made anew (as k-means does, with coded size for distance).
+
+Costs are whole numbers throughout, so that every platform decides alike. The decoder needs none of this: whatever is
+decided here stands in the blob.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from . import huffman, modes, tokens
-from .modes import RUNS, TUPLES, Coded, Way
+from . import classes, describe, fixed, signs
+from .describe import Described
+from .division import UNLABELLED, Division, Labels, Shape, contexts
+from .histograms import TOKENS, WEIGHTS, Choice, Columns, Seen, label_bits, to_tokens
 
+Integers = npt.NDArray[np.signedinteger]
 I64 = npt.NDArray[np.int64]
+F64 = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
 
-#: Fractional bits of fixed-point bit counts, and the bits of mantissa that the logarithm looks at.
-_FRACTION, _MANTISSA = 12, 10
-#: Longer sequences are judged by this many values, taken in `_PIECES` equidistant pieces.
-_SAMPLE, _PIECES = 1 << 17, 16
-#: Bits that a sequence costs in the header apart from its code's lengths, and bits per symbol of these, about.
-_SEQUENCE_BITS, _SYMBOL_BITS = 40, 4
+#: Codes of a group at most.
+MOST_CODES = 96
+#: Smaller arrays are not divided; larger ones are judged by a sample of about this many elements where that will do.
+_LEAST, _SAMPLE = 64, 1 << 12
 #: A value is common if it is one in this many.
 _COMMON = 8
-#: Split of the tokens by whose histogram arrays are compared.
-_GROUP_SPLIT = 3
+#: Bits that a divided array costs besides its labels, and each of its contexts.
+_DIVIDED_BITS, _CONTEXT_BITS = 14, 2
+#: The same for the first choice, before there are codes to share.
+_OWN_CONTEXT_BITS = 24
+#: Groups of at most this many elements have their labels refined twice.
+_SMALL_GROUP = 1 << 18
 
 
-@cache
-def _log_table() -> I64:
-    """log2 of 1 + i / 1024 in units of 2**-12, by repeated squaring of 64-bit integers (exact on every platform)."""
-    table = []
-    for index in range(1 << _MANTISSA):
-        x, result = ((1 << _MANTISSA) + index) << (31 - _MANTISSA), 0
-        for _ in range(_FRACTION):
-            x = x * x >> 31
-            result <<= 1
-            if x >= 1 << 32:
-                x >>= 1
-                result |= 1
-        table.append(result)
-    return np.array(table, np.int64)
+@dataclass
+class Planned:
+    """What is decided about one array: `values` are less their base and with negated lines, as a matrix."""
+
+    shape: Shape
+    base: int
+    values: Integers
+    constant: bool
+    division: Division | None
+    code: int
+    negated: tuple[Flags | None, Flags | None]
+
+    @property
+    def labels(self) -> Sequence[Labels]:
+        """All sets of labels."""
+        return () if self.division is None else self.division.labels
+
+    def described(self, sets: Sequence[tuple[bool, int]]) -> Described:
+        """What the header says of it; `sets` tells how each set of labels is written."""
+        negated = any(flags is not None for flags in self.negated)
+        if self.constant:
+            return Described(self.shape, self.base, describe.CONSTANT)
+        if self.division is None:
+            kind = describe.WHOLE_NEGATED if negated else describe.WHOLE
+            return Described(self.shape, self.base, kind, self.code)
+        kind = describe.DIVIDED_NEGATED if negated else describe.DIVIDED
+        by_row, by_column = self.division.by_row, self.division.by_column
+        return Described(self.shape, self.base, kind, 0, by_row, by_column, sets)
 
 
-def entropy_bits(counts: I64) -> int:
-    """About the bits that an ideal coder needs for symbols that occur `counts` times: order-0 entropy."""
-    counts = counts[counts > 0]
-    every = np.append(counts, counts.sum())
-    length = tokens.bit_length(every.astype(np.uint64)) - 1
-    mantissa = np.where(
-        length > _MANTISSA, every >> np.maximum(length - _MANTISSA, 0), every << np.maximum(_MANTISSA - length, 0)
-    )
-    logarithm = (length << _FRACTION) + _log_table()[mantissa - (1 << _MANTISSA)]
-    return int(every[-1] * logarithm[-1] - (counts * logarithm[:-1]).sum()) >> _FRACTION
-
-
-def group(arrays: Sequence[I64]) -> list[int]:
-    """The sequence that each (flat) array belongs to, numbered from 0 without gaps.
-
-    Arrays are ordered by how large their values are; neighbours then merge wherever one code for both is cheaper than
-    two: small arrays share, large ones that differ do not.
-    """
-    histograms = [
-        np.bincount(tokens.split_tokens(tokens.zigzag(_sample(a)), _GROUP_SPLIT)[0],
-        minlength=tokens.token_count(_GROUP_SPLIT)) * max(1, len(a) // _SAMPLE) for a in arrays
-    ]  # fmt: skip
-    weights = np.arange(tokens.token_count(_GROUP_SPLIT))
-    scales = [int((h * weights).sum() << 16) // max(1, len(a)) for h, a in zip(histograms, arrays, strict=True)]
-    order = sorted(range(len(arrays)), key=lambda i: (scales[i], i))
-    merged: list[tuple[I64, int, list[int]]] = []
-    for index in order:
-        merged.append((histograms[index], _cost(histograms[index]), [index]))
-        while len(merged) > 1:
-            (a, cost_a, members_a), (b, cost_b, members_b) = merged[-2:]
-            cost = _cost(a + b)
-            if cost > cost_a + cost_b and len(merged) < 256:
-                break
-            merged[-2:] = [(a + b, cost, members_a + members_b)]
-    sequence = [0] * len(arrays)
-    for number, (_, _, members) in enumerate(sorted(merged, key=lambda m: min(m[2]))):
-        for index in members:
-            sequence[index] = number
-    return sequence
-
-
-def _cost(histogram: I64) -> int:
-    return entropy_bits(histogram) + _SEQUENCE_BITS + _SYMBOL_BITS * int(np.count_nonzero(histogram))
-
-
-def _sample(values: I64) -> I64:
-    if len(values) <= _SAMPLE:
-        return values
-    piece, pitch = _SAMPLE // _PIECES, len(values) // _PIECES
-    return np.concatenate([values[i * pitch : i * pitch + piece] for i in range(_PIECES)])
-
-
-def base(values: I64) -> int:
-    """What to subtract from a sequence: a value that is common, so that zeros are; else, of narrow data, the middle."""
-    found, counts = np.unique(_sample(values), return_counts=True)
-    if not len(found):
-        return 0
+def base_of(values: Integers) -> int:
+    """What to subtract: 0 if it is common or amid the values; else a common value; else the middle of narrow ones."""
+    sample = values.reshape(-1)[:: max(1, values.size // _SAMPLE)]
     low, high = int(values.min()), int(values.max())
-    if high - low < 1 << modes.LARGEST_SPLIT and counts.max() * _COMMON < counts.sum():
-        return (low + high + 1) // 2  # all values then are tokens by themselves
+    zeros = sample.size - int(np.count_nonzero(sample))
+    if low < 0 < high or zeros * _COMMON >= sample.size:
+        return 0
+    found, counts = np.unique(sample, return_counts=True)
+    if counts.max() * _COMMON < sample.size and high - low < 1 << 12:
+        return (low + high + 1) // 2
     return int(found[np.argmax(counts)])
 
 
-def choose(values: I64) -> tuple[Coded, I64]:
-    """The cheapest way for a sequence, and its code lengths. `values` are already reduced by their base."""
-    sample = _sample(values)
-    best, best_cost = Way(TUPLES, 1, 1), -1
-    for way in _candidates(sample):
-        coded = modes.MODES[way.mode].encode(sample, way)
-        if coded is None:
-            continue
-        cost = _exact_cost(coded, np.bincount(coded.symbols, minlength=coded.alphabet))
-        if best_cost < 0 or cost < best_cost:
-            best, best_cost = way, cost
-    for way in (best, Way(TUPLES, best.split, 1), Way(TUPLES, 1, 1)):
-        chosen = modes.MODES[way.mode].encode(values, way)
-        if chosen is not None:  # the whole may have larger values than its sample
+def plan(arrays: Sequence[tuple[Shape, Integers]]) -> tuple[list[Planned], int]:
+    """What is decided about each array (a flat or shaped one that has elements), and how many codes there are."""
+    found = [_prepare(shape, values.reshape(shape.rows, shape.columns)) for shape, values in arrays]
+    members = [_Member(array, shape) for array, (shape, _) in zip(found, arrays, strict=True) if not array.constant]
+    if not members:
+        return found, 0
+    elements = sum(member.planned.values.size for member in members)
+    codes, words = _codes(members)
+    for _ in range(2 if elements <= _SMALL_GROUP else 1):
+        for member in members:
+            member.choose(words)
+        codes, words = _codes(members)
+        refined = [member.refine(words[of]) for member, of in zip(members, codes, strict=True)]
+        if not any(refined):
             break
-    assert chosen is not None, "plain coding with the fewest tokens always fits"
-    return chosen, huffman.code_lengths(np.bincount(chosen.symbols, minlength=chosen.alphabet))
+        codes, words = _codes(members)
+    for member, of in zip(members, codes, strict=True):
+        member.finish(of)
+    return found, len(words)
 
 
-def _exact_cost(coded: Coded, counts: I64) -> int:
-    lengths = huffman.code_lengths(counts)
-    return int((counts * np.maximum(lengths, 0)).sum()) + int(coded.raw_lengths.sum()) + huffman.written_size(lengths)
+def _prepare(shape: Shape, values: Integers) -> Planned:
+    base = base_of(values)
+    if base:
+        with np.errstate(over="ignore"):
+            values = values - values.dtype.type(base)
+    if not values.any():
+        return Planned(shape, base, values, True, None, 0, (None, None))
+    negated = signs.find(values) if values.size >= _LEAST else (None, None)
+    return Planned(shape, base, signs.negate(values, *negated), False, None, 0, negated)
 
 
-def _candidates(sample: I64) -> Iterator[Way]:
-    """Ways worth a try, by the largest value and the share of zeros."""
-    longest = int(tokens.zigzag(sample).max(initial=0)).bit_length()
-    share = 100 * int(np.count_nonzero(sample == 0)) // max(1, len(sample))
-    top = min(max(longest, 1), modes.LARGEST_SPLIT)
-    yield from (Way(TUPLES, split, 1) for split in range(max(1, top - 5), top + 1))
-    if share >= 25:
-        yield from (Way(TUPLES, split, 2) for split in range(1, min(top, 4) + 1))
-    if share >= 50:
-        yield from (Way(TUPLES, split, 3) for split in range(1, min(top, 2) + 1))
-        yield Way(TUPLES, 1, 4)
-        yield from (Way(RUNS, split, extent) for split in (1, 2) for extent in (1, 2, 3, 4))
+class _Member:
+    """An array that takes part in planning."""
+
+    def __init__(self, planned: Planned, shape: Shape) -> None:
+        self.planned = planned
+        none = Columns.of(UNLABELLED, [], shape)
+        if planned.values.size >= _LEAST:
+            self.seen: Seen | None = Seen(shape, planned.values)
+            self.choices = self.seen.choices()
+        else:
+            self.seen = None
+            counts = np.bincount(to_tokens(planned.values).reshape(-1), minlength=TOKENS).astype(np.int64)
+            self.choices = [Choice(False, none, counts[np.newaxis], 0)]
+        self.choice = min(self.choices, key=_own_cost)
+
+    def choose(self, words: F64) -> None:
+        """Take the choice that is cheapest under codes of these costs of words."""
+        costs = [
+            int((choice.histograms @ words.T).min(axis=1).sum()) + _choice_bits(choice, _CONTEXT_BITS)
+            for choice in self.choices
+        ]
+        self.choice = self.choices[costs.index(min(costs))]
+
+    def refine(self, words: F64) -> bool:
+        """Give each line the label that is cheapest for it, where `words` are the costs of words by context."""
+        choice, seen = self.choice, self.seen
+        if seen is None or not (choice.by_row or choice.columns.sets):
+            return False
+        shape, columns = seen.shape, choice.columns
+        rows = seen.rows.astype(np.int64) if choice.by_row else np.ones(shape.rows, np.int64)
+        if choice.by_row:
+            ones = np.ones(shape.rows, np.int64)
+            rows = _cheapest(rows, seen.line_costs(0, np.arange(shape.rows), ones, columns.total, words))
+        sets = list(columns.sets)
+        for number, labels in enumerate(sets):
+            lines, others = _columns_of_set(shape, columns.way, sets, number)
+            costs = seen.line_costs(1, lines, others, rows, words)
+            sets[number] = _cheapest(labels.astype(np.int64), costs).astype(np.uint8)
+        if choice.by_row:
+            seen.rows = rows.astype(np.uint8)
+        columns = Columns.of(columns.way, sets, shape)
+        side = sum(label_bits(labels) for labels in sets) + (label_bits(seen.rows) if choice.by_row else 0)
+        self.choice = Choice(choice.by_row, columns, seen.histograms(choice.by_row, columns), side)
+        self.choices = [self.choices[0], self.choice]
+        return True
+
+    def finish(self, codes: I64) -> None:
+        """Put the decision into the plan; `codes` are those of the contexts."""
+        choice = self.choice
+        if not (choice.by_row or choice.columns.sets):
+            self.planned.code = int(codes[0])
+            return
+        assert self.seen is not None, "only arrays that were looked at are divided"
+        sets: list[Labels] = [self.seen.rows] if choice.by_row else []
+        sets += choice.columns.sets
+        table = np.zeros(contexts(sets), np.uint8)
+        table[: len(codes)] = codes[: len(table)]
+        table[len(codes) :] = codes[-1]
+        self.planned.division = Division(self.seen.shape, choice.by_row, choice.columns.way, sets, table)
+
+
+def _codes(members: Sequence[_Member]) -> tuple[list[I64], F64]:
+    """The code of each context of each member as it has chosen, and the costs of each code's words."""
+    every = np.concatenate([member.choice.histograms for member in members])
+    used = np.flatnonzero(every.any(axis=1))
+    top = int(np.flatnonzero(every.any(axis=0)).max()) + 1
+    units = every[used, :top]
+    found = classes.cluster(units, WEIGHTS[:top], MOST_CODES)
+    sums = np.zeros((int(found.max()) + 1, TOKENS), np.int64)
+    np.add.at(sums, (found[:, np.newaxis], np.arange(top)), units)
+    # A context without elements has the code of the one before, or of the first that has any.
+    place = np.maximum(np.cumsum(every.any(axis=1)) - 1, 0)
+    codes: list[I64] = []
+    end = 0
+    for member in members:
+        begin, end = end, end + len(member.choice.histograms)
+        first = begin + int(np.argmax(every[begin:end].any(axis=1)))
+        codes.append(found[np.maximum(place[begin:end], place[first])])
+    return codes, classes.word_costs(sums)
+
+
+def _choice_bits(choice: Choice, context: int) -> int:
+    if not (choice.by_row or choice.columns.sets):
+        return context << fixed.FRACTION
+    return choice.side + ((_DIVIDED_BITS + context * len(choice.histograms)) << fixed.FRACTION)
+
+
+def _own_cost(choice: Choice) -> int:
+    return int(fixed.entropy(choice.histograms).sum()) + _choice_bits(choice, _OWN_CONTEXT_BITS)
+
+
+def _columns_of_set(shape: Shape, way: int, sets: Sequence[Labels], number: int) -> tuple[I64, I64]:
+    """(line of the set, label in the other set) of each column."""
+    channel = np.repeat(np.arange(shape.channels), shape.taps)
+    tap = np.tile(np.arange(shape.taps), shape.channels)
+    if len(sets) == 2:
+        lines, other = (channel, sets[1][tap]) if number == 0 else (tap, sets[0][channel])
+        return lines, other.astype(np.int64)
+    lines = channel if len(sets[0]) == shape.channels and len(sets[0]) < shape.columns else np.arange(shape.columns)
+    return lines, np.ones(shape.columns, np.int64)
+
+
+def _cheapest(labels: I64, costs: F64) -> I64:
+    """The cheapest label of each line that has one, by `costs` and by how frequent labels are."""
+    live = labels > 0
+    counts = np.bincount(labels[live], minlength=costs.shape[1] + 1)[1 : costs.shape[1] + 1].astype(np.int64)
+    rarity = fixed.log2(np.full(len(counts), 2 * int(counts.sum()) + len(counts))) - fixed.log2(2 * counts + 1)
+    result: I64 = np.where(live[: len(costs)], (costs + rarity).argmin(axis=1) + 1, 0)
+    return np.concatenate([result, labels[len(costs) :]])

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..coding import tokens
-from ..coding.plan import entropy_bits
+from ..coding.fixed import entropy_bits
 
 I64 = npt.NDArray[np.int64]
 

@@ -7,9 +7,10 @@ have come already. Each section stands after its size.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
+
+import numpy as np
 
 from ..coding import arrays
 from ..coding.bits import BitReader, BitWriter
@@ -66,9 +67,7 @@ def write_group(group: Sequence[Range], source: Source, old: Source | None) -> b
     front = b"".join([bytes([_ARRAYS]), head.to_bytes(), *(parts.raw for parts in chosen)])
     coded = [array for parts in chosen for array in parts.arrays]
     if coded:
-        inner = BitWriter()
-        rest = arrays.encode(inner, [array.reshape(-1) for array in coded])
-        front += inner.to_bytes() + rest
+        front += arrays.encode(coded)
     data = b"".join(contents)
     if len(data) > _SMALL and 100 * len(general.deflate(data, 1)) > _LZMA_TRIED * len(front):
         return front
@@ -110,8 +109,7 @@ def _decoded(data: bytes, shapes: list[tuple[int, ...]], limits: CodecLimits) ->
         if data:
             raise CodecError("bytes are left over at the end of a group: the blob is damaged")
         return []
-    counts = [math.prod(shape) for shape in shapes]
-    return arrays.decode(BitReader(data), data, counts, limits)
+    return [array.astype(np.int64, copy=False).reshape(-1) for array in arrays.decode(data, shapes, limits)]
 
 
 def contents(

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from sanderling.codec import CodecError, CodecLimits, decode_integers, encode_integers
-from sanderling.codec.coding import plan
+from sanderling.codec.coding import plan, ways
+from sanderling.codec.coding.division import Shape
 from sanderling.codec.coding.modes import RUNS, TUPLES
 
 Arrays = dict[str, npt.NDArray[np.generic]]
@@ -105,16 +106,17 @@ def test_names_and_shapes_of_a_network_take_few_bytes_each() -> None:
 def test_more_sequences_than_arrays_differ_are_never_made() -> None:
     alike = [np.random.default_rng(i).integers(-3, 4, 200) for i in range(8)]
     other = np.random.default_rng(9).integers(-1000, 1000, 5000)
-    groups = plan.group([*alike, other])
-    assert len(set(groups[:8])) == 1
-    assert groups[8] != groups[0]
+    planned, total = plan.plan([(Shape.of(a.shape), a) for a in (*alike, other)])
+    assert total == 2
+    assert len({each.code for each in planned[:8]}) == 1
+    assert planned[8].code != planned[0].code
 
 
-def test_the_planner_uses_each_mode_where_it_is_best() -> None:
+def test_each_mode_is_used_where_it_is_best() -> None:
     generator = np.random.default_rng(3)
-    dense, _ = plan.choose(generator.integers(-100, 100, 20_000))
-    middling, _ = plan.choose(np.rint(generator.laplace(0, 0.8, 20_000)).astype(np.int64))
-    rare, _ = plan.choose(generator.integers(-1, 2, 20_000) * (generator.random(20_000) < 0.02))
+    dense, _ = ways.choose(generator.integers(-100, 100, 20_000))
+    middling, _ = ways.choose(np.rint(generator.laplace(0, 0.8, 20_000)).astype(np.int64))
+    rare, _ = ways.choose(generator.integers(-1, 2, 20_000) * (generator.random(20_000) < 0.02))
     assert (dense.way.mode, dense.way.extent) == (TUPLES, 1)
     assert middling.way.mode == TUPLES and middling.way.extent > 1
     assert rare.way.mode == RUNS
@@ -137,8 +139,8 @@ def test_limits_are_checked_on_both_sides() -> None:
             decode_integers(blob, limits=limits)
         with pytest.raises(CodecError):
             encode_integers(arrays, limits=limits)
-    with pytest.raises(CodecError, match="at most 20 are read"):
-        decode_integers(blob, limits=CodecLimits(blob_bytes=20))
+    with pytest.raises(CodecError, match="at most 9 are read"):
+        decode_integers(blob, limits=CodecLimits(blob_bytes=9))
     with pytest.raises(CodecError, match="Unicode"):
         encode_integers({"\ud800": np.zeros(1, np.int8)})
 

@@ -97,13 +97,7 @@ def read_code(bits: Bits) -> dict[tuple[int, int], int]:
         length += bits.signed()
         lengths.append((length, symbol))
         room -= Fraction(1, 1 << length)
-    words = {}
-    word, before = 0, 0
-    for length, symbol in sorted(lengths):
-        word <<= length - before
-        words[length, word] = symbol
-        word, before = word + 1, length
-    return words
+    return words_of({symbol: length for length, symbol in lengths})
 
 
 def read_symbol(bits: Bits, code: dict[tuple[int, int], int]) -> int:
@@ -132,31 +126,12 @@ def read_sizes(bits: Bits, streams: list[tuple[int, dict[tuple[int, int], int]]]
     return result
 
 
-def read_arrays(bits: Bits, counts: list[int]) -> list[list[int]]:
-    assert bits.number() == 0
-    total = bits.number()
-    owners = [bits.take((total - 1).bit_length() if total else 0) for _ in counts]
-    sequences = []
-    for index in range(total):
-        size = sum(count for count, owner in zip(counts, owners, strict=True) if owner == index)
-        base, mode, split, extent, radix = (
-            bits.signed(),
-            bits.number(1),
-            bits.take(3) + 1,
-            bits.take(2) + 1,
-            bits.number(2) + 1,
-        )
-        if mode == 1:
-            bits.number(2)
-            symbols = bits.number(6)
-        else:
-            symbols = math.ceil(size / extent)
-        code = read_code(bits) if symbols else {}
-        sequences.append((size, base, mode, split, extent, radix, symbols, code))
-    sizes = read_sizes(bits, [(s[6], s[7]) for s in sequences])
+def read_streams(bits: Bits, streams: list[tuple[int, dict[tuple[int, int], int]]]) -> list[list[int]]:
+    """The symbols of each stream of (symbols, code), from their sizes on; what follows begins at a whole byte."""
+    sizes = read_sizes(bits, streams)
     bits.align()
-    streams = []
-    for (*_, symbols, code), segments in zip(sequences, sizes, strict=True):
+    result = []
+    for (symbols, code), segments in zip(streams, sizes, strict=True):
         stream = [code.get((0, 0), 0)] * symbols
         lanes = 2 * len(segments)
         for index, size in enumerate(segments):
@@ -168,15 +143,145 @@ def read_arrays(bits: Bits, counts: list[int]) -> list[list[int]]:
                     stream[place] = read_symbol(half, code)
             assert forward.at + backward.at == len(text) == size
             bits.at += size
-        streams.append(stream)
+        result.append(stream)
     bits.align()
-    values = [read_sequence(bits, s, stream) for s, stream in zip(sequences, streams, strict=True)]
-    assert len(bits.text) - bits.at < 8
-    result = []
-    for count, owner in zip(counts, owners, strict=True):
-        result.append(values[owner][:count])
-        del values[owner][:count]
     return result
+
+
+def words_of(lengths: dict[int, int]) -> dict[tuple[int, int], int]:
+    """(length, word) -> symbol, from symbol -> length."""
+    words = {}
+    word, before = 0, 0
+    for length, symbol in sorted((length, symbol) for symbol, length in lengths.items()):
+        word <<= length - before
+        words[length, word] = symbol
+        word, before = word + 1, length
+    assert sum(Fraction(1, 1 << length) for length, _ in words) == 1
+    return words
+
+
+DIFFERENCES = words_of(dict(enumerate([1, 3, 4, 5, 5, 6, 6, 7, 7, 6, 6, 6, 5, 3])))
+
+
+def matrix_of(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """(rows, channels, taps)."""
+    if len(shape) < 2:
+        return 1, math.prod(shape), 1
+    cut = min(range(1, len(shape)), key=lambda i: (math.prod(shape[:i]) + math.prod(shape[i:]), i))
+    return math.prod(shape[:cut]), shape[cut], math.prod(shape[cut + 1 :])
+
+
+def width(total: int) -> int:
+    return (total - 1).bit_length() if total else 0
+
+
+def read_arrays(bits: Bits, shapes: list[tuple[int, ...]]) -> list[list[int]]:
+    total, label_streams = bits.number(), bits.number()
+    arrays: list[dict[str, Any]] = []
+    for shape in shapes:
+        rows, channels, taps = matrix_of(shape)
+        each: dict[str, Any] = {"rows": rows, "columns": channels * taps, "taps": taps, "by": (0, 0), "sets": []}
+        each["base"], each["kind"] = bits.signed(), bits.number() if total else 1
+        if each["kind"] in (0, 3):
+            each["code"] = bits.take(width(total))
+        elif each["kind"] in (2, 4):
+            by = each["by"] = bits.take(1), bits.take(2)
+            sizes = [rows] * by[0] + [[], [channels * taps], [channels], [channels, taps]][by[1]]
+            each["sets"] = [(size, bits.take(1), bits.take(width(label_streams))) for size in sizes]
+        arrays.append(each)
+    label_codes = [read_code(bits) for _ in range(label_streams)]
+    ways = []
+    for _ in range(total):
+        mode, signed, split, extent = bits.number(1), bits.take(1), bits.take(3) + 1, bits.take(2) + 1
+        radix = bits.number(2) + 1
+        runs, symbols = (bits.number(2) + 1, bits.number(6)) if mode == 1 else (0, 0)
+        alphabet = radix * runs if mode == 1 else radix**extent
+        stride = [1, 2, radix, radix * radix][bits.take(2)]
+        ways.append((mode, signed, split, extent, radix, symbols, alphabet, stride))
+    first = [
+        (sum(size for each in arrays for size, _, of in each["sets"] if of == stream), code)
+        for stream, code in enumerate(label_codes)
+    ]
+    first += [(sum(way[6] for way in ways), DIFFERENCES)] if total else []
+    streams = read_streams(bits, first)
+    codes = []
+    for *_, alphabet, stride in ways:
+        numbers: list[int] = []
+        for index in range(alphabet):
+            before = numbers[index - stride] if index >= stride else numbers[-1] if numbers else 4
+            numbers.append((before + streams[-1].pop(0)) % 14)
+        codes.append(words_of({symbol: number - 1 for symbol, number in enumerate(numbers) if number}))
+    for each in arrays:
+        read_second(bits, each, streams, total)
+    sizes = [0] * total
+    for each in arrays:
+        for code in [each["code"]] * (each["rows"] * each["columns"]) if each["kind"] in (0, 3) else each["order"]:
+            sizes[code if isinstance(code, int) else code[0]] += 1
+    lengths = [w[5] if w[0] == 1 else math.ceil(size / w[3]) for w, size in zip(ways, sizes, strict=True)]
+    symbols_of = read_streams(bits, list(zip(lengths, codes, strict=True)))
+    values = [read_sequence(bits, size, way, stream) for size, way, stream in zip(sizes, ways, symbols_of, strict=True)]
+    assert len(bits.text) - bits.at < 8 and "1" not in bits.text[bits.at :]
+    return [array_of(each, values) for each in arrays]
+
+
+def read_second(bits: Bits, each: dict[str, Any], streams: list[list[int]], total: int) -> None:
+    """Labels, the sequence of each element in the order of elements, and negated lines."""
+    rows, columns = each["rows"], each["columns"]
+    sets = []
+    for size, changes, stream in each["sets"]:
+        symbols = [streams[stream].pop(0) for _ in range(size)]
+        if changes:
+            label, labels = 1, []
+            for symbol in symbols:
+                folded = symbol - 1
+                label += (folded // 2 if folded % 2 == 0 else -(folded + 1) // 2) if symbol else 0
+                labels.append(label if symbol else 0)
+            symbols = labels
+        sets.append(symbols)
+    by_row, by_column = each["by"]
+    row = sets[0] if by_row else [1] * rows
+    if by_column == 0:
+        column = [1] * columns
+    elif by_column == 3:
+        column = [c + t - 1 if c and t else 0 for c in sets[-2] for t in sets[-1]]
+    else:
+        column = [label for label in sets[-1] for _ in range(each["taps"] if by_column == 2 else 1)]
+    if each["kind"] in (2, 4):
+        table = [bits.take(width(total))]
+        for _ in range(max(sum(map(max, sets)) - len(sets), 0)):
+            table.append(table[-1] + bits.signed())
+        each["order"] = [
+            (table[a + b - 2], i, j)
+            for a in range(1, max(row) + 1)
+            for b in range(1, max(column) + 1)
+            for i in range(rows)
+            if row[i] == a
+            for j in range(columns)
+            if column[j] == b
+        ]
+    elif each["kind"] in (0, 3):
+        each["order"] = [(each["code"], i, j) for i in range(rows) for j in range(columns)]
+    else:
+        each["order"] = []
+    each["signs"] = [[1] * rows, [1] * columns]
+    if each["kind"] in (3, 4):
+        for signs, labels in zip(each["signs"], (row, column), strict=True):
+            if bits.take(1):
+                for line, label in enumerate(labels):
+                    if label:
+                        signs[line] = -1 if bits.take(1) else 1
+
+
+def array_of(each: dict[str, Any], values: list[list[int]]) -> list[int]:
+    matrix = [[0] * each["columns"] for _ in range(each["rows"])]
+    for code, i, j in each["order"]:
+        matrix[i][j] = values[code].pop(0)
+    signed = [
+        each["base"] + sign * other * value
+        for sign, line in zip(each["signs"][0], matrix, strict=True)
+        for other, value in zip(each["signs"][1], line, strict=True)
+    ]
+    return [(value + 2**63) % 2**64 - 2**63 for value in signed]
 
 
 def natural(bits: Bits, token: int, split: int) -> int:
@@ -187,18 +292,19 @@ def natural(bits: Bits, token: int, split: int) -> int:
     return ((2 + half) << raw) + bits.take(raw)
 
 
-def read_sequence(bits: Bits, sequence: tuple[Any, ...], stream: list[int]) -> list[int]:
-    size, base, mode, split, extent, radix, _, _ = sequence
+def read_sequence(bits: Bits, size: int, way: tuple[int, ...], stream: list[int]) -> list[int]:
+    mode, signed, split, extent, radix, *_ = way
     if mode == 0:
         tokens = [symbol // radix**place % radix for symbol in stream for place in range(extent)]
-        folded = [natural(bits, token, split) for token in tokens[:size]]
+        assert not any(tokens[size:])
+        found = [natural(bits, token, split) for token in tokens[:size]]
     else:
         gaps = [natural(bits, symbol // radix, extent) for symbol in stream]
-        folded = []
+        found = []
         for gap, symbol in zip(gaps, stream, strict=True):
-            folded += [0] * gap + [natural(bits, symbol % radix, split) + 1]
-        folded += [0] * (size - len(folded))
-    values = [base + (f // 2 if f % 2 == 0 else -(f + 1) // 2) for f in folded]
+            found += [0] * gap + [natural(bits, symbol % radix, split) + 1]
+        found += [0] * (size - len(found))
+    values = [f // 2 if f % 2 == 0 else -(f + 1) // 2 for f in found] if signed else found
     return [(value + 2**63) % 2**64 - 2**63 for value in values]
 
 
@@ -244,7 +350,8 @@ def reference_decode(blob: bytes) -> dict[str, tuple[str, tuple[int, ...], list[
         for _ in group if delta else []:
             step += bits.signed(2)
             steps.append((8 + step % 8) * 2.0 ** (step // 8))
-        for place, levels in zip(group, read_arrays(bits, [math.prod(entries[i][1]) for i in group]), strict=True):
+        bits.align()
+        for place, levels in zip(group, read_arrays(bits, [entries[i][1] for i in group]), strict=True):
             flat[place] = [level * steps[group.index(place)] for level in levels] if delta else list(levels)
     assert at == len(payload)
     result: dict[str, tuple[str, tuple[int, ...], list[float]]] = {}

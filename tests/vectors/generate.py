@@ -69,12 +69,32 @@ def network() -> dict[str, npt.NDArray[np.float32]]:
     return result
 
 
+def product(seed: int, shape: tuple[int, ...], scale: int, one_in: int) -> npt.NDArray[np.int64]:
+    """Values as large as the product of a number for each row and one for each column (of which the last is 0), and
+    mostly of the sign of that product.
+    """
+    source = numbers(seed)
+    rows, columns = shape[0], int(np.prod(shape[1:]))
+    row = [(next(source) % 9 - 4) * (next(source) % one_in == 0) for _ in range(rows)]
+    column = [next(source) % 9 - 4 for _ in range(columns - 1)] + [0]
+    return np.array(
+        [[a * b * (next(source) % (2 * scale + 1) - scale // 4) // 16 for b in column] for a in row], np.int64
+    ).reshape(shape)
+
+
 INTEGERS: dict[str, Callable[[], Arrays]] = {
     "integers-none": dict,
     "integers-shapes": shapes,
     "integers-dense": lambda: {"w": bell(1, (60, 50), 30).astype(np.int8), "b": bell(2, (60,), 3000).astype(np.int32)},
     "integers-tuples": lambda: {"w": bell(3, (70, 50), 1).astype(np.int8), "c": np.full((9, 9), -3, np.int16)},
     "integers-runs": lambda: {"w": sparse(4, 9000, 20).astype(np.int8), "v": sparse(5, 400, 200)},
+    "integers-divided": lambda: {
+        "linear": product(8, (40, 50), 9, 1),
+        "conv": product(9, (24, 16, 3, 3), 3, 2).astype(np.int16),
+        "channels": np.repeat(product(10, (24, 20), 3, 2), 9, axis=1).reshape(24, 20, 3, 3),
+        "unsigned": product(11, (30, 30), 2, 3).astype(np.int8).view(np.uint8),
+        "bias": bell(12, (24,), 2),
+    },
     "integers-lanes": lambda: {"w": bell(6, (5000,), 9).astype(np.int16), "far": bell(7, (3000,), 9) + 2**40},
 }
 
