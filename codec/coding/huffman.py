@@ -106,7 +106,7 @@ def decode_table(lengths: I64) -> npt.NDArray[np.uint16]:
 def _canonical(lengths: I64) -> tuple[I64, I64]:
     """Symbols in the order of their code words, and how many of all 4,096 words of 12 bits begin with each."""
     present = np.flatnonzero(lengths >= 0)
-    present = present[np.argsort(lengths[present], kind="stable")]
+    present = present[np.argsort(lengths[present].astype(np.uint8), kind="stable")]
     return present, np.int64(1) << (LONGEST - lengths[present])
 
 

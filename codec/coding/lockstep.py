@@ -155,14 +155,15 @@ def decode(window: U64, blocks: Sequence[Block], codes: Sequence[I64], starts: I
 
 def _one_by_one(window: U64, blocks: Sequence[Block], codes: Sequence[I64], starts: I64) -> tuple[list[I64], I64]:
     """Decode symbol after symbol: for few lanes, numpy's price for each step would be the higher one."""
-    margin = max(block.steps for block in blocks) * huffman.LONGEST // 16 + 1
-    # A view of memory makes numbers of Python as they are read, not all of them first.
-    words = np.append((window >> np.uint64(36)).astype(np.uint32), np.zeros(margin, np.uint32)).data
+    words: list[int] = (window >> np.uint64(36)).tolist()
+    words += [0] * (max(block.steps for block in blocks) * huffman.LONGEST // 16 + 1)
     used = np.zeros(len(starts), np.int64)
     result: list[I64] = []
     for block, lengths in zip(blocks, codes, strict=True):
         longest = int(lengths.max())
-        entries = huffman.decode_table(lengths).data
+        table = huffman.decode_table(lengths)
+        # A list is quick to read, but not to make: few symbols are looked up in memory.
+        entries: Sequence[int] = table.tolist() if block.count > len(table) else table.data
         down, mask = 28 - longest, (1 << longest) - 1
         symbols = np.empty(block.count, np.int64)
         for lane in range(2 * block.pairs):
@@ -170,10 +171,11 @@ def _one_by_one(window: U64, blocks: Sequence[Block], codes: Sequence[I64], star
             found = []
             for _ in range(len(range(lane, block.count, 2 * block.pairs))):
                 entry = entries[words[position >> 4] >> (down - (position & 15)) & mask]
-                found.append(entry >> 4)
+                found.append(entry)
                 position += entry & 15
             symbols[lane :: 2 * block.pairs] = found
             used[block.first + lane] = position - start
+        symbols >>= 4
         result.append(symbols)
     return result, used
 
