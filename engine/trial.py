@@ -31,8 +31,12 @@ if TYPE_CHECKING:
 
 _STEPS = 4
 _SECONDS = 600
-#: By these the standard error of a child tells that memory ran out.
-_NO_MEMORY = ("MemoryLimitError", "MemoryError", "bad_alloc", "Failed to allocate memory")
+#: By these the standard error of a child tells that memory ran out, in lower case: Python, C++, the runtime, the C
+#: library.
+_NO_MEMORY = (
+    "memorylimiterror", "memoryerror", "bad_alloc", "failed to allocate memory", "cannot allocate memory",
+    "can't start new thread",
+)  # fmt: skip
 #: By these signals a process ends in which an allocation failed where nobody looks.
 _ENDED = (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS)
 _INTERVAL = 0.001  # seconds between two looks at resident memory
@@ -62,7 +66,7 @@ def _child(*arguments: str, limited: bool = False) -> Trial:
         last = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
         # where an allocation fails deep in the runtime or the C library, the process may end without a word of it
         ended = limited and done.returncode in _ENDED
-        if ended or any(phrase in done.stderr for phrase in _NO_MEMORY):
+        if ended or any(phrase in done.stderr.lower() for phrase in _NO_MEMORY):
             raise MemoryLimitError(f"a trial run of the plan ran out of memory: {last[0]}")
         raise ExecutionError(f"a trial run of the plan failed: {last[0]}")
     return msgspec.json.decode(done.stdout, type=Trial)
