@@ -65,7 +65,7 @@ def integers(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def trellis(tensors: dict[str, Any], qp: int, scales: list[float]) -> list[dict[str, Any]]:
-    """Bytes and squared error from a fine step on, as coarse as half of the energy allows.
+    """Bytes and squared error from a fine step on, until hardly anything is sent.
 
     Tensors of one dimension get the same step as the others (by default theirs is finer).
     """
@@ -73,8 +73,8 @@ def trellis(tensors: dict[str, Any], qp: int, scales: list[float]) -> list[dict[
     found = []
     for scale in scales:
         error = 0.0
-        for coarser in range(qp, qp + 40):
-            if error > energy / 2:
+        for coarser in range(qp, qp + 60):
+            if error > 0.98 * energy:
                 break
             settings = {"qp": coarser, "nonweight_qp": coarser, "lambda_scale": scale}
             blob = encode(tensors, row_skipping=True, use_dq=True, **settings)

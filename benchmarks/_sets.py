@@ -87,12 +87,20 @@ def delta_form(delta: dict[str, F32], form: str) -> dict[str, Integers]:
     """`dense`, `step80` or `top80` and the like of a delta."""
     if form == "dense":
         return {name: _int8(value) for name, value in delta.items()}
-    share = int(form[-2:]) / 100
-    border = np.quantile(np.concatenate([np.abs(value).reshape(-1) for value in delta.values()]), share)
     if form.startswith("step"):
-        step = 2 * float(border)
-        return {name: _narrow(np.rint(value.astype(np.float64) / step)) for name, value in delta.items()}
+        return uniform(delta, int(form[-2:]))[0]
+    border = _border(delta, int(form[-2:]))
     return {name: _int8(np.where(np.abs(value) > border, value, np.float32(0))) for name, value in delta.items()}
+
+
+def uniform(delta: dict[str, F32], share: int) -> tuple[dict[str, Integers], float]:
+    """Levels of all tensors and their one step, with which `share` % of the delta round to zero."""
+    step = 2 * _border(delta, share)
+    return {name: _narrow(np.rint(value.astype(np.float64) / step)) for name, value in delta.items()}, step
+
+
+def _border(delta: dict[str, F32], share: int) -> float:
+    return float(np.quantile(np.concatenate([np.abs(value).reshape(-1) for value in delta.values()]), share / 100))
 
 
 def weight_form(model: dict[str, F32], form: str) -> dict[str, Integers]:

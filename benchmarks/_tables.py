@@ -63,23 +63,23 @@ def sources(report: dict[str, Any]) -> str:
 
 
 def equal(report: dict[str, Any]) -> str:
-    """A line for each quality: geometric mean over all deltas, and the worst of them."""
+    """A line for each share of zeros: geometric mean over all deltas, and the worst of them."""
     rows: list[list[object]] = []
-    qualities = sorted({name.rsplit(" ", 1)[1] for name in report["deltas"]}, key=float)
-    for quality in qualities:
-        found = {name: row for name, row in report["deltas"].items() if name.endswith(f" {quality}")}
+    for share in (80, 95, 99):
+        found = {name: row for name, row in report["deltas"].items() if name.endswith(f"-step{share}")}
         cells = []
-        for other in ("uniform", "uniform_each", "trellis", "trellis_tuned"):
+        for other in ("uniform", "trellis", "trellis_tuned"):
             ratios = {name: row["ratio"][other] for name, row in found.items() if row["ratio"][other]}
             if not ratios:
                 cells.append("-")
                 continue
             worst = max(ratios, key=lambda name: float(ratios[name]))
-            cells.append(f"{mean(ratios.values()):.3f}, worst {ratios[worst]:.3f} ({worst.rsplit(' ', 1)[0]})")
-        zeros = statistics.fmean(row["zeros"] for row in found.values())
-        rows.append([quality, f"{zeros:.0%}".replace("%", " %"), *cells])
-    others = ["uniform, one step", "uniform, each tensor's error", "NNCodec trellis", "the same, tuned"]
-    return table(["quality", "zeros", *others], rows)
+            of = f" of {len(ratios)}" if len(ratios) < len(found) else ""
+            cells.append(f"{mean(ratios.values()):.3f}{of}, worst {ratios[worst]:.3f} ({worst.rsplit('-', 1)[0]})")
+        error = statistics.fmean(row["error"] for row in found.values())
+        rows.append([f"{share} %", f"{error:.2f}", *cells])
+    head = ["zeros of uniform rounding", "mean error, of the energy", "uniform", "NNCodec's trellis", "the same, tuned"]
+    return table(head, rows)
 
 
 def speed(report: dict[str, Any]) -> str:

@@ -8,10 +8,10 @@ coded without loss. Ours is the whole blob of `encode_integers`, decoded again a
 brotli 11 get the values and a line of text for each array (`values_only`: without them; `_peers.py`). Ratios are ours
 over theirs; means are geometric.
 
-`equal`: `encode_delta` at some qualities, and what others need for the same squared error: uniform rounding to the
-nearest under our own lossless coder, with one step for the whole delta (`uniform`) and with each tensor's own error
-kept (`uniform_each`); NNCodec's trellis quantization as it comes (`lambda_scale` 0, one step for the whole delta) and
-at the best of three `lambda_scale`, both interpolated on their curves of bytes over error.
+`equal`: the squared error that uniform rounding to the nearest with one step makes when 80, 95 and 99 % become zero,
+and the bytes for it: of uniform rounding under our own lossless coder; of `encode_delta`, at the quality with that
+error; of NNCodec's trellis quantization as it comes (`lambda_scale` 0) and at the best of three `lambda_scale`,
+interpolated on its curves of bytes over error (None where the curve has a gap).
 
 `speed`: one thread, about a million weights of the recurrent network's deltas, dense and with 80, 95 and 99 % zeros,
 and of int8 weights; millions of weights a second, medians, and the same in processor time (what to compare on a machine
@@ -44,7 +44,8 @@ from benchmarks._peers import LAMBDA_SCALES, PEERS, Peers, interpolate, nncodec 
 from sanderling.codec import accumulate, decode_delta, decode_integers, encode_delta, encode_integers  # noqa: E402
 
 SECTIONS = ("sizes", "equal", "speed")
-QUALITIES = (0.6, 0.8, 0.9, 0.95, 0.99)
+#: Qualities that are tried for one error, and bytes that the step of uniform rounding takes beside its integers.
+QUALITIES, STEP_BYTES = 12, 4
 #: Timed: about a million weights each. Deltas of floats are timed beside the sets of the same network and optimizer.
 TIMED = ("gru-sgd-dense", "gru-sgd-step80", "gru-sgd-step95", "gru-sgd-step99", "gru-adam-dense", "ocr-det-int8")
 Arrays = dict[str, Any]
@@ -98,86 +99,64 @@ def _summary(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def equal(only: list[str], peers: Peers) -> dict[str, Any]:
-    """What the same squared error costs, by delta and quality."""
+    """What the squared error of uniform rounding with one step costs us and NNCodec, by delta and share of zeros."""
     table: dict[str, Any] = {}
     for source in _chosen([f"{n}-{o}" for n in _sets.NETWORKS for o in _sets.OPTIMIZERS], only):
         delta = _sets.floats(source)
         energy = _energy(delta.values())
         points = [(p["lambda_scale"], p["squared_error"], p["bytes"]) for p in peers.trellis(source, delta)]
-        for quality in QUALITIES:
-            blob = encode_delta(delta, quality=quality)[0]
-            back = decode_delta(blob)
-            errors = {name: _energy([value - back[name]]) for name, value in delta.items()}
-            error = sum(errors.values())
-            curves = {s: [(e, b) for scale, e, b in points if scale == s] for s in LAMBDA_SCALES}
-            trellis = {s: interpolate(curve, error) for s, curve in curves.items()}
-            found = [size for size in trellis.values() if size is not None]
+        for share in _sets.ZEROS:
+            levels, step = _sets.uniform(delta, share)
+            uniform = STEP_BYTES + len(encode_integers(levels))
+            error = _energy(value - step * levels[name] for name, value in delta.items())
+            ours, quality, zeros = _ours(delta, error)
+            trellis = {s: interpolate([(e, b) for scale, e, b in points if scale == s], error) for s in LAMBDA_SCALES}
             others = {
-                "uniform": _uniform(delta, error),
-                "uniform_each": _uniform_each(delta, errors),
+                "uniform": uniform,
                 "trellis": trellis[0],
-                "trellis_tuned": min(found, default=None),
+                "trellis_tuned": min((size for size in trellis.values() if size is not None), default=None),
             }
-            values = np.concatenate([value.reshape(-1) for value in back.values()])
-            table[f"{source} {quality}"] = {
+            table[f"{source}-step{share}"] = {
                 "error": round(error / energy, 5),
-                "zeros": round(float((values == 0).mean()), 4),
-                "bytes": {"sanderling": len(blob), **{n: size and round(size) for n, size in others.items()}},
-                "ratio": {name: size and round(len(blob) / size, 4) for name, size in others.items()},
+                "quality": quality,
+                "zeros": zeros,
+                "bytes": {"sanderling": round(ours), **{n: size and round(size) for n, size in others.items()}},
+                "ratio": {name: size and round(ours / size, 4) for name, size in others.items()},
             }
-            _progress(f"{source} {quality}", table[f"{source} {quality}"]["ratio"])
-    found_ratios = {
+            _progress(f"{source}-step{share}", table[f"{source}-step{share}"])
+    found = {
         other: {name: row["ratio"][other] for name, row in table.items() if row["ratio"][other]}
-        for other in ("uniform", "uniform_each", "trellis", "trellis_tuned")
+        for other in ("uniform", "trellis", "trellis_tuned")
     }
     return {
         "deltas": table,
-        "mean_ratio": {other: _mean(ratios.values()) for other, ratios in found_ratios.items()},
+        "mean_ratio": {other: _mean(ratios.values()) for other, ratios in found.items()},
         "worst": {
             other: {"delta": (name := max(ratios, key=lambda n: float(ratios[n]))), "ratio": ratios[name]}
-            for other, ratios in found_ratios.items()
+            for other, ratios in found.items()
             if ratios
         },
     }
 
 
-def _uniform(delta: Arrays, error: float) -> int:
-    """Bytes of uniform rounding with one step for all tensors; its 4 bytes counted."""
-    values = np.concatenate([value.reshape(-1) for value in delta.values()]).astype(np.float64)
-    step = _step(values, error)
-    return 4 + len(encode_integers({name: _levels(value, step) for name, value in delta.items()}))
+def _ours(delta: Arrays, error: float) -> tuple[float, float, float]:
+    """Bytes of `encode_delta` at this squared error, and quality and zeros nearby.
 
-
-def _uniform_each(delta: Arrays, errors: dict[str, float]) -> int:
-    """Bytes of uniform rounding with a step for each tensor that gives its error; a byte for each step counted."""
-    levels = {name: _levels(value, _step(value.astype(np.float64), errors[name])) for name, value in delta.items()}
-    return 3 + len(levels) + len(encode_integers(levels))
-
-
-def _step(values: Any, error: float) -> float:
-    """The largest step whose rounding makes no more than this squared error, to a part in ten thousand.
-
-    Where many values are alike, error does not rise steadily with the step: every step is tried, 3 % apart.
+    Qualities are bisected; between those two that enclose the error, bytes are interpolated as NNCodec's are.
     """
-
-    def made(step: float) -> float:
-        return float(np.square(values - np.rint(values / step) * step).sum())
-
-    high = 2.01 * float(np.abs(values).max(initial=0.0))
-    if high == 0.0:
-        return 0.0
-    low = high
-    while made(low) > error:
-        high, low = low, low / 1.03
-    while high - low > 1e-4 * low:
+    tried: list[tuple[float, float, float, float]] = []
+    low, high = 1e-4, 1 - 1e-4
+    for _ in range(QUALITIES):
         middle = (low + high) / 2
-        low, high = (middle, high) if made(middle) <= error else (low, middle)
-    return low
-
-
-def _levels(value: Any, step: float) -> Any:
-    levels = np.rint(value.astype(np.float64) / step) if step else np.zeros(value.shape)
-    return levels.astype(np.int8 if np.abs(levels).max(initial=0) < 128 else np.int32)
+        blob = encode_delta(delta, quality=middle)[0]
+        back = decode_delta(blob)
+        made = _energy(value - back[name] for name, value in delta.items())
+        zeros = sum(int((value == 0).sum()) for value in back.values()) / sum(value.size for value in back.values())
+        tried.append((made, len(blob), middle, zeros))
+        low, high = (middle, high) if made > error else (low, middle)
+    nearest = min(tried, key=lambda point: abs(math.log(point[0] / error)))
+    size = interpolate([point[:2] for point in tried], error)
+    return size or nearest[1], round(nearest[2], 4), round(nearest[3], 4)
 
 
 def speed(rounds: int) -> dict[str, Any]:
