@@ -16,6 +16,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import BinaryIO, Protocol
 
 from ..coding.bits import BitReader, BitWriter
@@ -158,7 +159,7 @@ def twins(source: Source, ranges: Sequence[Range]) -> list[Range]:
         if item.size in repeated:
             twin = first.setdefault(_digest(source, item.start, item.size), item)
             if twin is not item:
-                item = Range(item.start, item.size, item.type, item.shape, Link.TWIN, twin.start)
+                item = replace(item, link=Link.TWIN, place=twin.start)
         result.append(item)
     return result
 
@@ -207,14 +208,18 @@ def _candidates(source: Source, tensor: Tensor) -> Iterator[Range]:
         at += len(data)
 
 
+def sample(item: Range) -> Range:
+    """The beginning of a range, enough to judge it by. Varints are looked at whole."""
+    if item.size <= _SAMPLE or item.type is Type.VARINT:
+        return item
+    halves = 2 if item.type in (Type.INT4, Type.UINT4) else 1
+    return replace(item, size=_SAMPLE, shape=(halves * _SAMPLE // item.type.width,))
+
+
 def _is_better(source: Source, item: Range) -> bool:
-    sample = item
-    if item.size > _SAMPLE and item.type is not Type.VARINT:
-        sample = Range(item.start, _SAMPLE, item.type, (_SAMPLE // max(1, item.type.width),))
-        if item.type in (Type.INT4, Type.UINT4):
-            sample = Range(item.start, _SAMPLE, item.type, (2 * _SAMPLE,))
-    data = source.read(sample.start, sample.size)
-    ours = forms.choose(sample, data, None).bits // 8
+    piece = sample(item)
+    data = source.read(piece.start, piece.size)
+    ours = forms.choose(piece, data, None).bits // 8
     if 100 * len(general.deflate(data, 6)) > _LIKELY * ours:
         return True
     return 100 * len(general.squeeze(data)[1]) >= _BETTER * ours

@@ -12,6 +12,7 @@ import hashlib
 import io
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import BinaryIO
 
 import numpy as np
@@ -22,10 +23,11 @@ from ..coding.bits import BitReader, BitWriter
 from ..container import Kind
 from ..errors import CodecError
 from ..limits import DEFAULT_LIMITS, CodecLimits
-from . import blocks, layout, sections
+from . import blocks, forms, layout, sections
 from .find import SMALLEST, find
+from .forms import Form
 from .layout import Rest
-from .pack import FileOutput, Output, check_name, read_name, twins, worthwhile, write_name
+from .pack import FileOutput, Output, check_name, read_name, sample, twins, worthwhile, write_name
 from .pieces import GROUP_SYMBOLS, Link, Range
 from .source import Source
 from .stream import BlobReader, BlobWriter
@@ -181,9 +183,19 @@ def _ranges(before: Source, after: Source, *, lossy: bool) -> list[Range]:
         elif not _same(before, old.start, after, tensor.start, tensor.size):
             item = Range(tensor.start, tensor.size, tensor.type, tensor.shape, Link.OLD, old.start)
             if lossy and item.type is Type.FLOAT32 and (np.abs(_change(before, after, item)) < _LARGEST_CHANGE).all():
-                item = Range(item.start, item.size, item.type, item.shape, Link.LOSSY, item.place)
-            linked.append(item)
+                linked.append(replace(item, link=Link.LOSSY))
+            elif _related(before, after, item):
+                linked.append(item)
+            elif tensor.size >= SMALLEST:
+                unlinked.append(tensor)
     return sorted([*linked, *twins(after, worthwhile(after, unlinked))], key=lambda item: item.start)
+
+
+def _related(before: Source, after: Source, item: Range) -> bool:
+    """Whether the old tensor helps to code the new one, as far as a sample shows."""
+    piece = sample(item)
+    found = forms.choose(piece, after.read(piece.start, piece.size), before.read(piece.place, piece.size))
+    return found.form in (Form.SAME, Form.DIFFERENCE, Form.EXCLUSIVE)
 
 
 def _matches(old: Sequence[Tensor], new: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
