@@ -97,7 +97,7 @@ def natural(values: Integers, signed: bool) -> npt.NDArray[np.integer]:
 def _split(values: npt.NDArray[np.integer], split: int) -> _Tokens:
     """(tokens, lengths and values of raw fields that have bits) of natural numbers."""
     if not len(values) or values.max() < 1 << split:
-        return values, *_NO_RAW
+        return (values.view(np.int64) if values.itemsize == 8 else values), *_NO_RAW
     found, lengths, raw = tokens.split_tokens(values.astype(np.uint64), split)
     used = np.flatnonzero(lengths)
     return found, lengths[used], raw[used]

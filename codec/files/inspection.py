@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import container, delta, directory, groups, integers
+from ..coding import arrays as coding
 from ..coding.bits import BitReader
 from ..container import FRONT, MAGIC, Kind
 from ..limits import CodecLimits
@@ -249,7 +250,7 @@ def _form(parts: Parts) -> str:
 
 def _alone(arrays: Sequence[Array]) -> int:
     """Bits that arrays take in a group of their own."""
-    return 8 * len(integers._encode_group(arrays)) if arrays else 0
+    return 8 * len(coding.encode(arrays)) if arrays else 0
 
 
 def _divided(bits: int, costs: Sequence[int]) -> list[float]:
