@@ -64,10 +64,7 @@ def encode(arrays: Sequence[npt.NDArray[np.generic]]) -> bytes:
     first: list[tuple[I64, I64]] = []
     for stream in range(streams):
         chosen = [lines.symbols(s, c) for s, c, of in zip(sets, changes, stream_of, strict=True) if of == stream]
-        symbols = np.concatenate(chosen)
-        lengths = huffman.code_lengths(np.bincount(symbols, minlength=lines.ALPHABET))
-        huffman.write_lengths(head, lengths)
-        first.append((symbols, lengths))
+        first.append(lines.join(head, np.concatenate(chosen)))
     differences: list[I64] = []
     for sequence, lengths in coded:
         modes.write_way(head, sequence.way)
@@ -104,7 +101,8 @@ def decode(data: bytes, shapes: Sequence[tuple[int, ...]], limits: CodecLimits) 
     for each in described:
         for size, (_, stream) in zip(each.lines, each.sets, strict=True):
             counts[stream] += size
-    first = [(count, huffman.read_lengths(head, lines.ALPHABET)) for count in counts]
+    joined = [lines.read_joined(head, count) for count in counts]
+    first = [each.coded for each in joined]
     all_ways: list[Way] = []
     strides: list[int] = []
     for _ in range(total):
@@ -120,6 +118,7 @@ def decode(data: bytes, shapes: Sequence[tuple[int, ...]], limits: CodecLimits) 
     if total:
         found = np.split(decoded.pop(), np.cumsum(alphabets)[:-1])
         lengths = [tables.lengths(*each) for each in zip(found, all_ways, strides, strict=True)]
+    found_labels = [each.split(symbols) for each, symbols in zip(joined, decoded, strict=True)]
     second = BitReader(data)
     second.position = 8 * (at + -(-layout.bits // 8))
     divided: list[tuple[Division | None, describe.Negated]] = []
@@ -127,7 +126,7 @@ def decode(data: bytes, shapes: Sequence[tuple[int, ...]], limits: CodecLimits) 
     for each in described:
         labels: list[Labels] = []
         for size, (changes, stream) in zip(each.lines, each.sets, strict=True):
-            labels.append(lines.labels(decoded[stream][used[stream] : used[stream] + size], changes))
+            labels.append(lines.labels(found_labels[stream][used[stream] : used[stream] + size], changes))
             used[stream] += size
         divided.append(describe.read_second(second, each, labels, total))
     values = _Values(data, second, described, divided, list(zip(all_ways, lengths, strict=True)))

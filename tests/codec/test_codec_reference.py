@@ -189,7 +189,7 @@ def read_arrays(bits: Bits, shapes: list[tuple[int, ...]]) -> list[list[int]]:
             sizes = [rows] * by[0] + [[], [channels * taps], [channels], [channels, taps]][by[1]]
             each["sets"] = [(size, bits.take(1), bits.take(width(label_streams))) for size in sizes]
         arrays.append(each)
-    label_codes = [read_code(bits) for _ in range(label_streams)]
+    joined = [(bits.take(2) + 1, bits.number(3) + 1, read_code(bits)) for _ in range(label_streams)]
     ways = []
     for _ in range(total):
         mode, signed, split, extent = bits.number(1), bits.take(1), bits.take(3) + 1, bits.take(2) + 1
@@ -198,12 +198,13 @@ def read_arrays(bits: Bits, shapes: list[tuple[int, ...]]) -> list[list[int]]:
         alphabet = radix * runs if mode == 1 else radix**extent
         stride = [1, 2, radix, radix * radix][bits.take(2)]
         ways.append((mode, signed, split, extent, radix, symbols, alphabet, stride))
-    first = [
-        (sum(size for each in arrays for size, _, of in each["sets"] if of == stream), code)
-        for stream, code in enumerate(label_codes)
-    ]
+    labels = [sum(size for each in arrays for size, _, of in each["sets"] if of == s) for s in range(label_streams)]
+    first = [(math.ceil(count / extent), code) for count, (extent, _, code) in zip(labels, joined, strict=True)]
     first += [(sum(way[6] for way in ways), DIFFERENCES)] if total else []
     streams = read_streams(bits, first)
+    for number, (extent, radix, _) in enumerate(joined):
+        streams[number] = [symbol // radix**place % radix for symbol in streams[number] for place in range(extent)]
+        assert not any(streams[number][labels[number] :])
     codes = []
     for *_, alphabet, stride in ways:
         numbers: list[int] = []
