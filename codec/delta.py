@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import container, directory, groups, quantize, scaled
+from . import budget, container, directory, groups, quantize, scaled
 from .coding import arrays
 from .coding.bits import BitReader, BitWriter
 from .container import Kind
@@ -43,18 +43,25 @@ def encode_delta(
     residual: Mapping[str, F32] | None = None,
     quality: float = DEFAULT_QUALITY,
     *,
+    target_bytes: int | None = None,
     limits: CodecLimits = DEFAULT_LIMITS,
 ) -> tuple[bytes, dict[str, F32]]:
     """Encode float32 tensors, to be sent; returns the blob and the residual to hand in with the next delta.
 
-    `quality`, above 0 and below 1, is the share of each tensor's energy (sum of squares) that arrives with this blob;
-    the rest stays in the residual: `delta + residual == decode_delta(blob) + new residual`, in float32, element by
-    element. Each tensor is asked for once, in order, and one group is held at a time besides the new residual:
-    `delta` may make its values when they are asked for. Raises `CodecError` if something is not float32 or not
-    finite, or if names or shapes of `residual` differ.
+    `quality`, above 0 and below 1, is the share of each tensor's energy (sum of squares) that arrives with this blob,
+    at least; the rest stays in the residual: `delta + residual == decode_delta(blob) + new residual`, in float32,
+    element by element. Each tensor is asked for once, in order, and one group is held at a time besides the new
+    residual: `delta` may make its values when they are asked for.
+
+    With `target_bytes`, `quality` is not looked at: the blob, all included, has at most so many bytes, and is close to
+    it, unless all is sent as finely as levels can with fewer. Over all tensors together the error is then about the
+    least for these bytes; a tensor with little energy may have to wait in the residual. All tensors are held at once.
+
+    Raises `CodecError` if something is not float32 or not finite, if names or shapes of `residual` differ, or if
+    even nothing but zeros takes more than `target_bytes`.
     """
     left: dict[str, F32] = {}
-    return encode_lossy(delta, residual, quality, left, limits=limits), left
+    return encode_lossy(delta, residual, quality, left, target_bytes=target_bytes, limits=limits), left
 
 
 def encode_lossy(
@@ -63,6 +70,7 @@ def encode_lossy(
     quality: float,
     left: dict[str, F32] | None,
     *,
+    target_bytes: int | None = None,
     limits: CodecLimits = DEFAULT_LIMITS,
 ) -> bytes:
     """`encode_delta`, with the new residual put into `left`, or dropped if that is None."""
@@ -83,15 +91,21 @@ def encode_lossy(
                 left[name] = total  # has its place in the order now, its values when it was coded
             yield name, total
 
+    def keep(group: Sequence[tuple[str, F32]], found: Sequence[Quantized]) -> None:
+        if left is not None:
+            left.update((name, each.residual) for (name, _), each in zip(group, found, strict=True))
+
+    if target_bytes is not None:
+        named = list(totals_in_order())
+        blob, found = _within(entries, [total for _, total in named], target_bytes)
+        keep(named, found)
+        return blob
     coded: list[bytes] = []
     for group in groups.cut(totals_in_order(), lambda item: item[1].size):
         found = list(quantize.quantize([total for _, total in group], quality))
-        if left is not None:
-            left.update((name, each.residual) for (name, _), each in zip(group, found, strict=True))
+        keep(group, found)
         coded.append(_encode_group(found))
-    head = BitWriter()
-    directory.write(head, entries, typed=False)
-    return container.wrap(Kind.DELTA, [head.to_bytes(), *groups.join(coded)])
+    return _blob(entries, coded)
 
 
 def decode_delta(blob: bytes, *, limits: CodecLimits = DEFAULT_LIMITS) -> dict[str, F32]:
@@ -130,6 +144,24 @@ def accumulate(
     for group, data in zip(members, groups.split(payload, at, len(members)), strict=True):
         for entry, (levels, step) in zip(group, _decode_group(data, group, limits), strict=True):
             scaled.add(levels.reshape(-1), step, into[entry.name], weight)
+
+
+def _within(entries: Sequence[Entry], totals: Sequence[F32], most: int) -> tuple[bytes, Sequence[Quantized]]:
+    """The blob of at most `most` bytes, and the levels in it."""
+
+    def code(tensors: Sequence[Quantized]) -> bytes:
+        return _blob(entries, [_encode_group(group) for group in groups.cut(tensors, lambda each: each.levels.size)])
+
+    smallest = len(code([quantize.zero(total) for total in totals]))
+    if most < smallest:
+        raise CodecError(f"{most} bytes are too few: even if nothing is sent, this delta takes {smallest} bytes")
+    return budget.fit(totals, most, smallest, code)
+
+
+def _blob(entries: Sequence[Entry], coded: Sequence[bytes]) -> bytes:
+    head = BitWriter()
+    directory.write(head, entries, typed=False)
+    return container.wrap(Kind.DELTA, [head.to_bytes(), *groups.join(coded)])
 
 
 def _encode_group(group: Sequence[Quantized]) -> bytes:

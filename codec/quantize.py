@@ -32,7 +32,7 @@ I64 = npt.NDArray[np.int64]
 #: Share of energy that `encode_delta` sends if not told otherwise.
 DEFAULT_QUALITY = 0.9
 #: Step numbers on the scale of scaled magnitudes: levels have at most 17 bits, and a step at most twice the peak.
-_NUMBERS = OCTAVE * (SCALE - 2)
+NUMBERS = OCTAVE * (SCALE - 2)
 #: Weights that are tried: about 0.11 is best for many bits per weight, and 0.25 for few.
 _WEIGHTS = (WEIGHT * 7 // 64, WEIGHT * 11 // 64, WEIGHT // 4)
 #: Of what is allowed, predictions aim at this less (in 1/1024), so that the first try mostly keeps the promise.
@@ -64,7 +64,7 @@ def quantize(tensors: Sequence[F32], quality: float) -> Iterator[Quantized]:
     live = [i for i, m in enumerate(measured) if m.exponent is not None]
     chosen = dict(zip(live, _choose([measured[i] for i in live], [allowed[i] for i in live]), strict=True))
     for index, (tensor, each) in enumerate(zip(tensors, measured, strict=True)):
-        yield _kept(tensor, each, allowed[index], chosen[index]) if index in chosen else _zero(tensor)
+        yield _kept(tensor, each, allowed[index], chosen[index]) if index in chosen else zero(tensor)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _choose(measured: Sequence[Magnitudes], allowed: Sequence[int]) -> list[Choi
     most = np.array(allowed, np.float64) * ((1024 - _MARGIN) / 1024)
     best = np.full(len(measured), np.inf)
     numbers, weights = np.zeros((2, len(measured)), np.int64)
-    low, high = numbers, np.full(len(measured), _NUMBERS, np.int64)
+    low, high = numbers, np.full(len(measured), NUMBERS, np.int64)
     for weight in _WEIGHTS:
         same = np.full(len(measured), weight, np.int64)
         while (low < high).any():
@@ -145,8 +145,11 @@ def rounded(tensor: F32, measured: Magnitudes, choice: Choice) -> tuple[Quantize
     """A tensor that is not all zero, rounded; and its error (squares, on the scale of magnitudes)."""
     assert measured.exponent is not None
     levels, residual, error = rounding.apply(tensor, measured, choice.number, choice.thresholds)
+    if not levels.any():
+        return zero(tensor), error
     return Quantized(levels, choice.number + OCTAVE * (measured.exponent - SCALE), residual), error
 
 
-def _zero(tensor: F32) -> Quantized:
+def zero(tensor: F32) -> Quantized:
+    """A tensor of which nothing is sent."""
     return Quantized(np.zeros(tensor.shape, np.int32), None, tensor)

@@ -92,7 +92,10 @@ class Search:
         self._totals = self._sums[:, :, -1]
 
     def find(self, numbers: I64, weights: I64, turns: int = 4, first: I64 | None = None) -> Found:
-        """Take some turns at a step number and a weight for each tensor, from thresholds `first` on."""
+        """Take some turns at a step number and a weight for each tensor, from thresholds `first` on.
+
+        Without turns, `first` is what error and bits are predicted for.
+        """
         steps = step_size(numbers)[self._tensor]
         weight = weights[self._tensor]
         pools, pool = self._pools(steps)
