@@ -68,7 +68,7 @@ def equal(report: dict[str, Any]) -> str:
     for share in (80, 95, 99):
         found = {name: row for name, row in report["deltas"].items() if name.endswith(f"-step{share}")}
         cells = []
-        for other in ("uniform", "trellis", "trellis_tuned"):
+        for other in ("uniform", "by_quality", "trellis", "trellis_tuned"):
             ratios = {name: row["ratio"][other] for name, row in found.items() if row["ratio"][other]}
             if not ratios:
                 cells.append("-")
@@ -78,8 +78,8 @@ def equal(report: dict[str, Any]) -> str:
             cells.append(f"{mean(ratios.values()):.3f}{of}, worst {ratios[worst]:.3f} ({worst.rsplit('-', 1)[0]})")
         error = statistics.fmean(row["error"] for row in found.values())
         rows.append([f"{share} %", f"{error:.2f}", *cells])
-    head = ["zeros of uniform rounding", "mean error, of the energy", "uniform", "NNCodec's trellis", "the same, tuned"]
-    return table(head, rows)
+    others = ["uniform", "ours, by quality", "NNCodec's trellis", "the same, tuned"]
+    return table(["zeros of uniform rounding", "mean error, of the energy", *others], rows)
 
 
 def speed(report: dict[str, Any]) -> str:

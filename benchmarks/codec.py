@@ -9,9 +9,10 @@ brotli 11 get the values and a line of text for each array (`values_only`: witho
 over theirs; means are geometric.
 
 `equal`: the squared error that uniform rounding to the nearest with one step makes when 80, 95 and 99 % become zero,
-and the bytes for it: of uniform rounding under our own lossless coder; of `encode_delta`, at the quality with that
-error; of NNCodec's trellis quantization as it comes (`lambda_scale` 0) and at the best of three `lambda_scale`,
-interpolated on its curves of bytes over error (None where the curve has a gap).
+and the bytes for it: of `encode_delta` with the `target_bytes` that give this error, and with the `quality`, a promise
+for each tensor by itself, that does (`by_quality`); of uniform rounding under our own lossless coder; of NNCodec's
+trellis quantization as it comes (`lambda_scale` 0) and at the best of three `lambda_scale`, interpolated on its curves
+of bytes over error (None where the curve has a gap).
 
 `speed`: one thread, about a million weights of the recurrent network's deltas, dense and with 80, 95 and 99 % zeros,
 and of int8 weights; millions of weights a second, medians, and the same in processor time (what to compare on a machine
@@ -44,8 +45,8 @@ from benchmarks._peers import LAMBDA_SCALES, PEERS, Peers, interpolate, nncodec 
 from sanderling.codec import accumulate, decode_delta, decode_integers, encode_delta, encode_integers  # noqa: E402
 
 SECTIONS = ("sizes", "equal", "speed")
-#: Qualities that are tried for one error, and bytes that the step of uniform rounding takes beside its integers.
-QUALITIES, STEP_BYTES = 12, 4
+#: Bytes that the step of uniform rounding takes beside its integers.
+STEP_BYTES = 4
 #: Timed: about a million weights each. Deltas of floats are timed beside the sets of the same network and optimizer.
 TIMED = ("gru-sgd-dense", "gru-sgd-step80", "gru-sgd-step95", "gru-sgd-step99", "gru-adam-dense", "ocr-det-int8")
 Arrays = dict[str, Any]
@@ -109,9 +110,11 @@ def equal(only: list[str], peers: Peers) -> dict[str, Any]:
             levels, step = _sets.uniform(delta, share)
             uniform = STEP_BYTES + len(encode_integers(levels))
             error = _energy(value - step * levels[name] for name, value in delta.items())
-            ours, quality, zeros = _ours(delta, error)
+            ours, _ = _ours(delta, error, 0.3 * uniform, 1.5 * uniform, 7, "target_bytes")
+            by_quality, quality = _ours(delta, error, 1e-4, 1 - 1e-4, 12, "quality")
             trellis = {s: interpolate([(e, b) for scale, e, b in points if scale == s], error) for s in LAMBDA_SCALES}
             others = {
+                "by_quality": by_quality,
                 "uniform": uniform,
                 "trellis": trellis[0],
                 "trellis_tuned": min((size for size in trellis.values() if size is not None), default=None),
@@ -119,14 +122,13 @@ def equal(only: list[str], peers: Peers) -> dict[str, Any]:
             table[f"{source}-step{share}"] = {
                 "error": round(error / energy, 5),
                 "quality": quality,
-                "zeros": zeros,
                 "bytes": {"sanderling": round(ours), **{n: size and round(size) for n, size in others.items()}},
                 "ratio": {name: size and round(ours / size, 4) for name, size in others.items()},
             }
             _progress(f"{source}-step{share}", table[f"{source}-step{share}"])
     found = {
         other: {name: row["ratio"][other] for name, row in table.items() if row["ratio"][other]}
-        for other in ("uniform", "trellis", "trellis_tuned")
+        for other in ("by_quality", "uniform", "trellis", "trellis_tuned")
     }
     return {
         "deltas": table,
@@ -139,24 +141,21 @@ def equal(only: list[str], peers: Peers) -> dict[str, Any]:
     }
 
 
-def _ours(delta: Arrays, error: float) -> tuple[float, float, float]:
-    """Bytes of `encode_delta` at this squared error, and quality and zeros nearby.
+def _ours(delta: Arrays, error: float, low: float, high: float, tries: int, setting: str) -> tuple[float, float]:
+    """Bytes of `encode_delta` at this squared error, and the setting nearest to it.
 
-    Qualities are bisected; between those two that enclose the error, bytes are interpolated as NNCodec's are.
+    The setting is bisected; between the two nearest that enclose the error, bytes are interpolated as NNCodec's are.
     """
-    tried: list[tuple[float, float, float, float]] = []
-    low, high = 1e-4, 1 - 1e-4
-    for _ in range(QUALITIES):
+    tried: list[tuple[float, float, float]] = []
+    for _ in range(tries):
         middle = (low + high) / 2
-        blob = encode_delta(delta, quality=middle)[0]
+        blob = encode_delta(delta, **{setting: middle if high < 1 else round(middle)})[0]  # type: ignore[arg-type]
         back = decode_delta(blob)
         made = _energy(value - back[name] for name, value in delta.items())
-        zeros = sum(int((value == 0).sum()) for value in back.values()) / sum(value.size for value in back.values())
-        tried.append((made, len(blob), middle, zeros))
+        tried.append((made, len(blob), middle))
         low, high = (middle, high) if made > error else (low, middle)
-    nearest = min(tried, key=lambda point: abs(math.log(point[0] / error)))
-    size = interpolate([point[:2] for point in tried], error)
-    return size or nearest[1], round(nearest[2], 4), round(nearest[3], 4)
+    made, size, nearest = min(tried, key=lambda point: abs(math.log(point[0] / error)))
+    return interpolate([point[:2] for point in tried], error) or size, round(nearest, 4)
 
 
 def speed(rounds: int) -> dict[str, Any]:
