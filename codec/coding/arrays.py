@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from ..errors import CodecError
 from ..limits import CodecLimits
-from . import describe, huffman, lanes, lines, modes, plan, signs, tables, ways
+from . import describe, lanes, lines, modes, plan, signs, tables, ways
 from .bits import BitReader, BitWriter, pack, unpack, words
 from .describe import Described
 from .division import Division, Labels, Shape

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from . import fixed, huffman, modes
+from . import fixed, huffman, modes, tables
 from .modes import RUNS, TUPLES, Coded, Way, natural
 
 I64 = npt.NDArray[np.int64]
@@ -23,6 +23,10 @@ _SAMPLE, _PIECES = 1 << 13, 8
 _SYMBOL_BITS, _ABSENT_BITS = 3, 1
 #: What a Huffman code takes above the entropy, in units of 2**-16 bits for each symbol, if no symbol is frequent.
 _EXCESS = 2000
+#: The best so many ways are judged by the codes that they would have.
+_EXACTLY = 3
+#: A code made for a sample takes half a nat for each of its symbols less than it would for others like these.
+_UNSEEN = 47274
 
 
 def choose(values: Integers) -> tuple[Coded, I64]:
@@ -30,21 +34,23 @@ def choose(values: Integers) -> tuple[Coded, I64]:
     signed = bool(values.min() < 0)
     zeros = 100 * (len(values) - int(np.count_nonzero(values))) // len(values)
     sample = _sample(values)
-    judged: list[tuple[int, int, Way]] = []
-    for way in _tuples(sample, signed, zeros):
-        coded = modes.MODES[way.mode].encode(sample, way)
+    judged: list[tuple[int, int, Coded, int, int]] = []
+
+    def judge(coded: Coded | None, count: int, sampled: int) -> None:
         if coded is not None:
-            judged.append((_cost(coded, len(values), len(sample)), len(judged), way))
+            judged.append((_cost(coded, count, sampled), len(judged), coded, count, sampled))
+
+    for way in _tuples(sample, signed):
+        judge(modes.MODES[way.mode].encode(sample, way), len(values), len(sample))
     if zeros >= 50 and values.any():
         gaps, nonzeros = modes.runs(values)
         some, of_them = _sample(gaps), _sample(nonzeros)
         longest = int(natural(of_them, signed).max(initial=0)).bit_length()
         for split in range(1, min(max(longest, 1), 4) + 1):
             for extent in (1, 2, 3, 4):
-                coded = modes.code_runs(some, of_them, Way(RUNS, signed, split, extent))
-                if coded is not None:
-                    judged.append((_cost(coded, len(gaps), max(len(some), 1)), len(judged), coded.way))
-    for way in [way for _, _, way in sorted(judged)[:2]] + [Way(TUPLES, signed, 3, 1)]:
+                judge(modes.code_runs(some, of_them, Way(RUNS, signed, split, extent)), len(gaps), max(len(some), 1))
+    best = sorted((_exact_cost(*each[2:]), each[1], each[2].way) for each in sorted(judged)[:_EXACTLY])
+    for way in [way for _, _, way in best] + [Way(TUPLES, signed, 3, 1)]:
         chosen = modes.MODES[way.mode].encode(values, way)
         if chosen is not None:  # the whole may have larger values than its sample
             break
@@ -71,14 +77,27 @@ def _cost(coded: Coded, count: int, sampled: int) -> int:
     return bits * count // sampled + (header << fixed.FRACTION)
 
 
-def _tuples(sample: Integers, signed: bool, zeros: int) -> Iterator[Way]:
-    """Ways of tuples worth a try, by the largest value and the share of zeros in percent."""
-    top = min(max(int(natural(sample, signed).max()).bit_length(), 1), modes.LARGEST_SPLIT)
-    if zeros < 50:
+def _exact_cost(coded: Coded, count: int, sampled: int) -> int:
+    """The same by the code itself."""
+    counts = np.bincount(coded.symbols, minlength=coded.way.alphabet)
+    lengths = huffman.code_lengths(counts)
+    bits = (int((counts * np.maximum(lengths, 0)).sum()) + int(coded.raw_lengths.sum())) << fixed.FRACTION
+    bits += _UNSEEN * int(np.count_nonzero(counts)) * (count - sampled) // max(count, 1)
+    table = int(tables.DIFFERENCES[tables.differences(lengths, coded.way)[1]].sum())
+    return bits * count // sampled + (table << fixed.FRACTION)
+
+
+def _tuples(sample: Integers, signed: bool) -> Iterator[Way]:
+    """Ways of tuples worth a try, by the largest value and the share of the most frequent one in percent."""
+    naturals = natural(sample, signed)
+    top = min(max(int(naturals.max()).bit_length(), 1), modes.LARGEST_SPLIT)
+    most = int(np.bincount(np.minimum(naturals, 1 << modes.LARGEST_SPLIT).astype(np.int64)).max())
+    share = 100 * most // len(sample)
+    if share < 50:
         yield from (Way(TUPLES, signed, split, 1) for split in range(max(1, top - 4), top + 1))
-    if 15 <= zeros < 75:
+    if 15 <= share < 75:
         yield from (Way(TUPLES, signed, split, 2) for split in range(1, min(top, 4) + 1))
-    if 35 <= zeros < 85:
-        yield from (Way(TUPLES, signed, split, 3) for split in range(1, min(top, 2) + 1))
-    if 50 <= zeros < 90:
+    if 35 <= share < 85:
+        yield from (Way(TUPLES, signed, split, 3) for split in range(1, min(top, 3) + 1))
+    if share >= 50:
         yield Way(TUPLES, signed, min(top, 2), 4)
