@@ -28,7 +28,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Show a table of the tensors of a model (.onnx, .tflite, .npz, .npy, .safetensors) as they would "
         "be packed, or of a file that pack, diff or the codec's functions wrote.",
         epilog="Columns: zeros, the share of items that are 0; entropy, bits per item that an ideal coder takes that "
-        "knows only how often each value occurs; coded, bits per item here; form, how the tensor becomes integers.",
+        "knows only how often each value occurs; coded, bits per item here; form, how the tensor becomes integers; "
+        "mode, how these are coded.",
     )
     look.add_argument("file", type=Path, metavar="FILE", help="a model, or what pack, diff or encode_... wrote")
     look.add_argument("--json", action="store_true", help="print JSON, sizes in bytes, entropy and coded in bits")

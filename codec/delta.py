@@ -22,7 +22,7 @@ from .directory import Entry
 from .errors import CodecError
 from .limits import DEFAULT_LIMITS, CodecLimits
 from .quantize import DEFAULT_QUALITY, Quantized
-from .steps import STEP_NUMBERS, dequantize
+from .steps import STEP_NUMBERS, multiply
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -210,9 +210,15 @@ def _tensors(payload: bytes, at: int, entries: Sequence[Entry], limits: CodecLim
         if entry.count and not decoded:
             group, data = next(parts)
             decoded = {m.name: found for m, found in zip(group, _decode_group(data, group, limits), strict=True)}
-        values = dequantize(*decoded.pop(entry.name)) if entry.count else np.zeros(0, np.float32)
+        values = _values(*decoded.pop(entry.name)) if entry.count else np.zeros(0, np.float32)
         yield entry.name, values.reshape(entry.shape)
     next(parts, None)  # without tensors there must be no bytes either
+
+
+def _values(levels: I64, step: int) -> F32:
+    values = levels.astype(np.float32)
+    multiply(values, step)
+    return values
 
 
 def _check_target(entry: Entry, into: Mapping[str, Floats]) -> None:

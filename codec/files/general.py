@@ -15,18 +15,23 @@ _DICTIONARY = 1 << 22
 #: Contexts of LZMA: for text and structure, and for items of four bytes. The stream itself says which.
 _CONTEXTS: list[dict[str, Any]] = [{}, {"lc": 0, "lp": 2}]
 #: Pieces by which contexts are chosen, and bytes of one.
-_PIECES, _PIECE = 4, 1 << 14
+_PIECES, _PIECE = 4, 1 << 15
 
 
 def squeeze(data: bytes, *, patient: bool = True) -> tuple[int, bytes]:
     """(method, bytes) of the smallest form; LZMA, ten times as slow as deflate, is tried if `patient`."""
     found = [(PLAIN, data), (DEFLATE, deflate(data))]
     if patient:
-        pitch = max(_PIECE, len(data) // _PIECES)
-        sample = b"".join(data[index * pitch : index * pitch + _PIECE] for index in range(_PIECES))
-        contexts = min(_CONTEXTS, key=lambda contexts: len(_lzma(sample, contexts)))
+        some = sample(data)
+        contexts = min(_CONTEXTS, key=lambda contexts: len(_lzma(some, contexts)))
         found.append((LZMA, _lzma(data, contexts)))
     return min(found, key=lambda form: (len(form[1]), form[0]))
+
+
+def sample(data: bytes) -> bytes:
+    """Some of the bytes, from all over: enough to tell how well they compress."""
+    pitch = max(_PIECE, len(data) // _PIECES)
+    return b"".join(data[index * pitch : index * pitch + _PIECE] for index in range(_PIECES))
 
 
 def expand(method: int, data: bytes, size: int) -> bytes:

@@ -7,6 +7,7 @@ group's bytes are divided in proportion. So rows add up to the size of the blob.
 from __future__ import annotations
 
 import tempfile
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from .. import container, delta, directory, groups, integers
 from ..coding import arrays as coding
 from ..coding.bits import BitReader
+from ..coding.summary import summary
 from ..container import FRONT, MAGIC, Kind
 from ..limits import CodecLimits
 from . import forms, layout, sections
@@ -43,6 +45,7 @@ class Row:
     type: str
     items: int
     form: str
+    mode: str = ""
     zeros: int | None = None
     entropy: float | None = None
     coded: float | None = None
@@ -66,7 +69,7 @@ class Inspection:
             "kind": self.kind, "bytes": self.size, "plain_bytes": self.plain, "coded_bytes": self.coded,
             "tensors": [
                 {"name": row.name, "shape": list(row.shape), "type": row.type, "items": row.items, "zeros": row.zeros,
-                 "entropy": _rounded(row.entropy), "coded": _rounded(row.coded), "form": row.form}
+                 "entropy": _rounded(row.entropy), "coded": _rounded(row.coded), "form": row.form, "mode": row.mode}
                 for row in self.rows
             ],
             "others": [{"what": what, "bytes": size} for what, size in self.others],
@@ -74,21 +77,21 @@ class Inspection:
 
     def as_text(self, name: str) -> str:
         """A table."""
-        table = [("tensor", "shape", "type", "items", "zeros %", "entropy", "coded", "form")]
+        table = [("tensor", "shape", "type", "items", "zeros %", "entropy", "coded", "form", "mode")]
         for row in self.rows:
             zeros = "-" if row.zeros is None or not row.items else f"{100 * row.zeros / row.items:.1f}"
             table.append(
                 (_short(row.name), "x".join(map(str, row.shape)) or "scalar", row.type, f"{row.items:,}", zeros,
-                 _number(row.entropy), _number(row.coded), row.form)
+                 _number(row.entropy), _number(row.coded), row.form, row.mode)
             )  # fmt: skip
         items = sum(row.items for row in self.rows)
         known = [(row.items, row.coded) for row in self.rows if row.coded is not None]
         bits = sum(count * coded for count, coded in known) / max(1, sum(count for count, _ in known))
         table.append(
-            ("all", f"{len(self.rows)} tensors", "", f"{items:,}", "", "", _number(bits if known else None), "")
+            ("all", f"{len(self.rows)} tensors", "", f"{items:,}", "", "", _number(bits if known else None), "", "")
         )
         widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-        left = (0, 1, 2, 7)
+        left = (0, 1, 2, 7, 8)
         lines = [
             "  ".join(
                 cell.ljust(width) if column in left else cell.rjust(width)
@@ -101,6 +104,15 @@ class Inspection:
         takes = "would pack into" if self.coded != self.size else "packed into"
         lines.append(f"{name}: {self.kind}; {self.plain:,} bytes {takes} {self.coded:,} ({share})")
         return "\n".join(lines)
+
+
+@dataclass
+class _Coded:
+    """What is known of the pieces of a tensor."""
+
+    bits: float = 0.0
+    forms: dict[str, None] = field(default_factory=dict)
+    modes: dict[str, None] = field(default_factory=dict)
 
 
 def inspect_file(file: BinaryIO, *, limits: CodecLimits) -> Inspection:
@@ -138,19 +150,20 @@ def _arrays(blob: bytes, kind: Kind, limits: CodecLimits) -> Inspection:
     rows: dict[str, Row] = {e.name: Row(e.name, e.shape, str(e.dtype), 0, "empty") for e in entries}
     for group, data in zip(members, parts, strict=True):
         if values is not None:
-            arrays: list[Array] = []
-            while len(arrays) < len(group):
+            found_arrays: list[Array] = []
+            while len(found_arrays) < len(group):
                 array = next(values)[1]
-                arrays += [array] if array.size else []
+                found_arrays += [array] if array.size else []
             words = ["integers"] * len(group)
         else:
             decoded = delta._decode_group(data, group, limits)
-            arrays = [levels.reshape(e.shape) for e, (levels, _) in zip(group, decoded, strict=True)]
+            found_arrays = [levels.reshape(e.shape) for e, (levels, _) in zip(group, decoded, strict=True)]
             words = [f"levels of {_step(number)}" for _, number in decoded]
-        bits = _divided(8 * len(data), [_alone([array]) for array in arrays])
-        for entry, array, form, share in zip(group, arrays, words, bits, strict=True):
+        alone = [_alone([array]) for array in found_arrays]
+        bits = _divided(8 * len(data), [cost for cost, _ in alone])
+        for entry, array, form, (_, mode), share in zip(group, found_arrays, words, alone, bits, strict=True):
             rows[entry.name] = Row(
-                entry.name, entry.shape, str(entry.dtype), entry.count, form,
+                entry.name, entry.shape, str(entry.dtype), entry.count, form, mode,
                 int(np.count_nonzero(array == 0)), _entropy(array), share / entry.count,
             )  # fmt: skip
     found.rows = list(rows.values())
@@ -166,7 +179,8 @@ def _packed(packed: BinaryIO, plain: Source, limits: CodecLimits) -> Inspection:
     read_name(head)
     size = head.number(16)
     ranges = layout.read_table(head, size, 0, limits)
-    coded: dict[int, tuple[float, list[str]]] = {}
+    coded: dict[int, _Coded] = {}
+    starts = [item.start for item in ranges]
     general = 0
     for step in sections.order(size, ranges):
         section = blob.section()
@@ -174,28 +188,31 @@ def _packed(packed: BinaryIO, plain: Source, limits: CodecLimits) -> Inspection:
             general += len(section)
             continue
         chosen = [forms.choose(piece, plain.read(piece.start, piece.size), None) for piece in step]
-        names = [_form(parts) if section[0] == 0 else "general" for parts in chosen]
-        costs = [8 * len(parts.raw) + _alone(parts.arrays) for parts in chosen]
-        for piece, name, bits in zip(step, names, _divided(8 * len(section), costs), strict=True):
-            start = next(r.start for r in reversed(ranges) if r.start <= piece.start)
-            before, seen = coded.get(start, (0.0, []))
-            coded[start] = before + bits, seen if name in seen else [*seen, name]
+        alone = [_alone(parts.arrays) for parts in chosen]
+        costs = [8 * len(parts.raw) + cost for parts, (cost, _) in zip(chosen, alone, strict=True)]
+        for piece, parts, (_, mode), bits in zip(step, chosen, alone, _divided(8 * len(section), costs), strict=True):
+            start = starts[bisect_right(starts, piece.start) - 1]
+            each = coded.setdefault(start, _Coded())
+            each.bits += bits
+            each.forms[_form(parts) if section[0] == 0 else "general"] = None
+            each.modes[mode if section[0] == 0 else ""] = None
     by_start = {item.start: item for item in ranges}
     rows = [_row(plain, tensor, by_start.get(tensor.start), coded) for tensor in find(plain, 1)]
     others = [("all else, by general compression", general)]
-    others.append(("frame and table", blob.size - general - int(sum(bits for bits, _ in coded.values())) // 8))
+    others.append(("frame and table", blob.size - general - int(sum(each.bits for each in coded.values())) // 8))
     return Inspection("packed file", blob.size, size, blob.size, rows, others)
 
 
-def _row(plain: Source, tensor: Tensor, item: Range | None, coded: dict[int, tuple[float, list[str]]]) -> Row:
+def _row(plain: Source, tensor: Tensor, item: Range | None, coded: dict[int, _Coded]) -> Row:
     array = _items(plain, tensor)
     row = Row(tensor.name, tensor.shape, tensor.type.name.lower(), array.size, "general")
     row.zeros, row.entropy = int(np.count_nonzero(array == 0)), _entropy(array)
     if item is not None and item.link is Link.TWIN:
         row.form, row.coded = "twin", 0.0
     elif item is not None:
-        bits, names = coded[item.start]
-        row.form, row.coded = ", ".join(names), bits / max(1, array.size)
+        each = coded[item.start]
+        row.form, row.coded = ", ".join(each.forms), each.bits / max(1, array.size)
+        row.mode = next(iter(each.modes)) + (", ..." if len(each.modes) > 1 else "")
     return row
 
 
@@ -213,7 +230,7 @@ def _patch(file: BinaryIO, limits: CodecLimits) -> Inspection:
         changes = _arrays(blob.section(limits.blob_bytes), Kind.DELTA, limits)
         tensors = changes.size - sum(part for _, part in changes.others)
         for row, inner in zip((row for row in rows if row.form == "about"), changes.rows, strict=True):
-            row.zeros, row.entropy, row.coded = inner.zeros, inner.entropy, inner.coded
+            row.zeros, row.entropy, row.coded, row.mode = inner.zeros, inner.entropy, inner.coded, inner.mode
             row.form = f"about, {inner.form}"
     for step in sections.order(size, ranges):
         if isinstance(step, tuple):
@@ -248,9 +265,12 @@ def _form(parts: Parts) -> str:
     return "integers"
 
 
-def _alone(arrays: Sequence[Array]) -> int:
-    """Bits that arrays take in a group of their own."""
-    return 8 * len(coding.encode(arrays)) if arrays else 0
+def _alone(coded: Sequence[Array]) -> tuple[int, str]:
+    """The bits of arrays in a group of their own, and how the last of them is coded then."""
+    if not coded:
+        return 0, ""
+    last = coding.encode(coded[-1:])
+    return 8 * (len(coding.encode(coded)) if len(coded) > 1 else len(last)), summary(last, coded[-1].shape)
 
 
 def _divided(bits: int, costs: Sequence[int]) -> list[float]:

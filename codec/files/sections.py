@@ -25,7 +25,7 @@ from .source import Source
 #: A group of pieces that went through the coder; other numbers are general compression of all its bytes.
 _ARRAYS = 0
 #: LZMA is tried on a group of so few bytes, or whose deflated bytes are at most so many percent of the coded ones.
-_SMALL, _LZMA_TRIED = 1 << 16, 102
+_SMALL, _LZMA_TRIED = 1 << 16, 104
 #: Reads bytes of a file: (start, size).
 Reader = Callable[[int, int], bytes]
 
@@ -69,8 +69,10 @@ def write_group(group: Sequence[Range], source: Source, old: Source | None) -> b
     if coded:
         front += arrays.encode(coded)
     data = b"".join(contents)
-    if len(data) > _SMALL and 100 * len(general.deflate(data, 1)) > _LZMA_TRIED * len(front):
-        return front
+    if len(data) > _SMALL:
+        sample = general.sample(data)
+        if 100 * len(general.deflate(sample, 1)) * len(data) > _LZMA_TRIED * len(front) * len(sample):
+            return front
     method, body = general.squeeze(data)
     return bytes([method]) + body if len(body) + 1 < len(front) else front
 
