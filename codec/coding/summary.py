@@ -1,32 +1,37 @@
-"""In words, how an array was coded: for people who look at a blob, not for decoders."""
+"""In words, how an array would be coded by itself: for people who look at a blob, not for decoders."""
 
 from __future__ import annotations
 
-import math
+import numpy as np
+import numpy.typing as npt
 
-from ..limits import DEFAULT_LIMITS
-from . import describe, huffman, lines, modes, tables
-from .bits import BitReader
-from .describe import CONSTANT
+from . import plan, ways
 from .division import UNLABELLED, Shape
-from .modes import RUNS
+from .modes import RUNS, Way
+
+Integers = npt.NDArray[np.signedinteger]
 
 
-def summary(data: bytes, shape: tuple[int, ...]) -> str:
-    """How the one array of a group was coded: its classes, by which lines, and the modes of their sequences."""
-    head = BitReader(data)
-    total = head.number(largest=DEFAULT_LIMITS.codes)
-    streams = head.number(largest=lines.MOST_STREAMS)
-    each = describe.read(head, Shape.of(shape), total, streams)
-    if each.kind == CONSTANT:
+def summary(array: Integers) -> str:
+    """In how many classes, by which lines, and in which modes the encoder codes the items of an array."""
+    (planned,), total = plan.plan([(Shape.of(array.shape), array)])
+    if planned.constant:
         return "constant"
-    for _ in range(streams):
-        huffman.read_lengths(head, lines.ALPHABET)
-    found: dict[str, None] = {}
-    for _ in range(total):
-        way = modes.read_way(head, math.prod(shape))
-        head.bits(tables.STRIDE_BITS)
-        found["runs" if way.mode == RUNS else "plain" if way.extent == 1 else f"{way.extent}-tuples"] = None
-    by = [name for name, used in (("rows", each.by_row), ("columns", each.by_column != UNLABELLED)) if used]
+    parts: list[list[Integers]] = [[] for _ in range(total)]
+    by: list[str] = []
+    if planned.division is None:
+        parts[planned.code].append(planned.values.reshape(-1))
+    else:
+        planned.division.order().divide(planned.values, parts)
+        by += ["rows"] if planned.division.by_row else []
+        by += ["columns"] if planned.division.by_column != UNLABELLED else []
+    modes = dict.fromkeys(_name(ways.choose(np.concatenate(part))[0].way) for part in parts)
     classes = f"{total} class{'es' if total > 1 else ''}{' of ' + ' and '.join(by) if by else ''}"
-    return f"{classes}, {'/'.join(found)}{', signs by line' if each.negated else ''}"
+    signs = ", signs by line" if any(flags is not None for flags in planned.negated) else ""
+    return f"{classes}, {'/'.join(modes)}{signs}"
+
+
+def _name(way: Way) -> str:
+    if way.mode == RUNS:
+        return "runs"
+    return "plain" if way.extent == 1 else f"{way.extent}-tuples"

@@ -269,8 +269,7 @@ def _alone(coded: Sequence[Array]) -> tuple[int, str]:
     """The bits of arrays in a group of their own, and how the last of them is coded then."""
     if not coded:
         return 0, ""
-    last = coding.encode(coded[-1:])
-    return 8 * (len(coding.encode(coded)) if len(coded) > 1 else len(last)), summary(last, coded[-1].shape)
+    return 8 * len(coding.encode(coded)), summary(coded[-1].astype(np.int64))
 
 
 def _divided(bits: int, costs: Sequence[int]) -> list[float]:
