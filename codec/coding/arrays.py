@@ -21,11 +21,12 @@ import numpy.typing as npt
 
 from ..errors import CodecError
 from ..limits import CodecLimits
-from . import describe, lanes, lines, modes, plan, signs, tables, ways
+from . import describe, lanes, lines, modes, plan, tables, ways
 from .bits import BitReader, BitWriter, pack, unpack, words
 from .describe import Described
 from .division import Division, Labels, Shape
 from .modes import Way
+from .signs import Signs
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -39,7 +40,7 @@ _NARROW = 1 << 29
 
 def encode(arrays: Sequence[npt.NDArray[np.generic]]) -> bytes:
     """The bytes of integer (or bool) arrays of any shape; the upper half of uint64 wraps to negative numbers."""
-    planned, total = plan.plan([(Shape.of(array.shape), _narrow(array)) for array in arrays if array.size])
+    planned, total = plan.plan([(Shape.of(array.shape), narrow(array)) for array in arrays if array.size])
     parts: list[list[Integers]] = [[] for _ in range(total)]
     for each in planned:
         if each.division is not None:
@@ -77,7 +78,7 @@ def encode(arrays: Sequence[npt.NDArray[np.generic]]) -> bytes:
 
     second = BitWriter()
     for each in planned:
-        describe.write_second(second, each.division, each.negated, total)
+        describe.write_second(second, each.division, each.signs, total)
     codes = lanes.encode(second, [(sequence.symbols, lengths) for sequence, lengths in coded])
     raw_lengths = np.concatenate([np.zeros(0, np.int64), *(sequence.raw_lengths for sequence, _ in coded)])
     raw = pack(
@@ -121,7 +122,7 @@ def decode(data: bytes, shapes: Sequence[tuple[int, ...]], limits: CodecLimits) 
     found_labels = [each.split(symbols) for each, symbols in zip(joined, decoded, strict=True)]
     second = BitReader(data)
     second.position = 8 * (at + -(-layout.bits // 8))
-    divided: list[tuple[Division | None, describe.Negated]] = []
+    divided: list[tuple[Division | None, Signs]] = []
     used = [0] * streams
     for each in described:
         labels: list[Labels] = []
@@ -141,7 +142,7 @@ class _Values:
         data: bytes,
         head: BitReader,
         described: Sequence[Described],
-        divided: Sequence[tuple[Division | None, describe.Negated]],
+        divided: Sequence[tuple[Division | None, Signs]],
         codes: Sequence[tuple[Way, I64]],
     ) -> None:
         orders = [None if each is None else each.order() for each, _ in divided]
@@ -161,7 +162,7 @@ class _Values:
         symbols = lanes.decode(rest, layout)
         raw = _Raw(rest[-(-layout.bits // 8) :])
         self._sequences = [
-            modes.MODES[way.mode].decode(way, count, each, raw.read)
+            modes.decode(way, count, each, raw.read)
             for (way, _), count, each in zip(codes, counts, symbols, strict=True)
         ]
         raw.finish()
@@ -170,14 +171,14 @@ class _Values:
 
     def next(self, shape: tuple[int, ...]) -> Integers:
         """The next array."""
-        each, order, (divided, negated) = next(self._arrays)
+        each, order, (divided, treated) = next(self._arrays)
         base = each.base
-        narrow = -_NARROW < base < _NARROW
+        small = -_NARROW < base < _NARROW
         if each.kind == describe.CONSTANT:
-            return np.full(shape, base, np.int32 if narrow else np.int64)
+            return np.full(shape, base, np.int32 if small else np.int64)
         codes = [each.code] if divided is None else np.unique(divided.classes).tolist()
         dtype: np.dtype[np.signedinteger] = np.dtype(
-            np.int32 if narrow and all(self._sequences[code].itemsize == 4 for code in codes) else np.int64
+            np.int32 if small and all(self._sequences[code].itemsize == 4 for code in codes) else np.int64
         )
         if order is None:
             begin = self._used[each.code]
@@ -186,7 +187,7 @@ class _Values:
             values = values.reshape(each.shape.rows, each.shape.columns)
         else:
             values = order.join(self._sequences, self._used, dtype)
-        values = signs.negate(values, *negated)
+        values = treated.restore(values)
         if base:
             values = values + dtype.type(base)
         return values.reshape(shape)
@@ -216,7 +217,7 @@ class _Raw:
             raise CodecError("padding bits at the end of the blob are not zero: it is damaged")
 
 
-def _narrow(array: npt.NDArray[np.generic]) -> Integers:
+def narrow(array: npt.NDArray[np.generic]) -> Integers:
     """The array in 32 bits if its numbers leave room there, else in 64."""
     if array.dtype.itemsize <= 2 or (int(array.min()) > -_NARROW and int(array.max()) < _NARROW):
         return array.astype(np.int32)

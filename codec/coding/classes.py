@@ -19,7 +19,7 @@ F64 = npt.NDArray[np.float64]
 #: What a code costs in bits: its description, and each of its symbols; for codes of runs there are more symbols.
 _CODE_BITS, _SYMBOL_BITS, _RUN_SYMBOL_BITS = 36, 3, 12
 #: Units are first collected to at most this many.
-_MOST_SEGMENTS = 40
+_MOST_SEGMENTS = 64
 #: A symbol that did not occur counts as this part of one that did, so that no unit is shut out of a code.
 _UNSEEN = 32
 _ROUNDS = 2
@@ -28,7 +28,7 @@ _ROUNDS = 2
 def code_costs(histograms: I64) -> I64:
     """Bits (times 2**16) of histograms along the last axis, each with a code of its own."""
     symbols = np.count_nonzero(histograms, axis=-1)
-    sparse = 2 * histograms[..., 0] > histograms.sum(axis=-1)
+    sparse = 2 * histograms.max(axis=-1, initial=0) > histograms.sum(axis=-1)
     header = _CODE_BITS + symbols * np.where(sparse, _RUN_SYMBOL_BITS, _SYMBOL_BITS)
     result: I64 = fixed.entropy(histograms) + (header << fixed.FRACTION)
     return result
@@ -41,12 +41,12 @@ def word_costs(histograms: I64) -> F64:
     return result
 
 
-def cluster(units: I64, weights: I64, most: int) -> I64:
+def cluster(units: I64, keys: I64, most: int) -> I64:
     """The code of each unit (a row of counts), numbered from 0 without gaps, at most `most` of them.
 
-    `weights` say how large each symbol is: that sorts the units.
+    `keys` sort the units: codes are shared by neighbours first.
     """
-    codes = _segments(units, weights)
+    codes = _segments(units, np.argsort(keys, kind="stable"))
     total = int(codes.max(initial=-1)) + 1
     floats = units.astype(np.float64)
     for _ in range(_ROUNDS):
@@ -69,10 +69,8 @@ def _numbered(codes: I64) -> I64:
     return result
 
 
-def _segments(units: I64, weights: I64) -> I64:
+def _segments(units: I64, order: I64) -> I64:
     """The cheapest cut of the sorted units into segments."""
-    counts = np.maximum(units.sum(axis=1), 1)
-    order = np.argsort(((units @ weights) << 16) // counts, kind="stable")
     piece = np.arange(len(units)) * _MOST_SEGMENTS // max(len(units), _MOST_SEGMENTS)
     pieces = _sums(units[order], piece, int(piece.max(initial=-1)) + 1)
     total = len(pieces)

@@ -1,4 +1,4 @@
-"""What the headers of a group say of each array: its base, whether and how it is divided, which lines are negated.
+"""What the headers of a group say of each array: its base, whether and how it is divided, what was done to signs.
 
 The first header has what must be known before labels can be read; the second what labels must be known for.
 """
@@ -13,16 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CodecError
-from . import division
+from . import division, modes
 from .bits import BitReader, BitWriter
 from .division import UNLABELLED, Division, Labels, Shape
+from .signs import NO_SIGNS, Signs
 
 Codes = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
-Negated = tuple[Flags | None, Flags | None]
 
-#: What an array is: one sequence, nothing but its base, divided; the same with negated lines (never of the base).
-WHOLE, CONSTANT, DIVIDED, WHOLE_NEGATED, DIVIDED_NEGATED = range(5)
+#: What an array is: one sequence, nothing but its base, divided; one sequence or divided, with changed signs.
+WHOLE, CONSTANT, DIVIDED, WHOLE_SIGNS, DIVIDED_SIGNS = range(5)
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class Described:
     @property
     def divided(self) -> bool:
         """Whether it is of several sequences."""
-        return self.kind in (DIVIDED, DIVIDED_NEGATED)
+        return self.kind in (DIVIDED, DIVIDED_SIGNS)
 
     @property
-    def negated(self) -> bool:
-        """Whether lines are negated."""
-        return self.kind in (WHOLE_NEGATED, DIVIDED_NEGATED)
+    def signs(self) -> bool:
+        """Whether signs are changed."""
+        return self.kind in (WHOLE_SIGNS, DIVIDED_SIGNS)
 
     @property
     def lines(self) -> list[int]:
@@ -73,12 +73,10 @@ class Described:
 
 def read(head: BitReader, shape: Shape, codes: int, streams: int) -> Described:
     """The inverse of `Described.write`."""
-    base, kind = head.signed(), head.number(largest=DIVIDED_NEGATED) if codes else CONSTANT
-    if not -(2**63) <= base < 2**63:
-        raise CodecError("a base does not fit 64 bits: the blob is damaged")
+    base, kind = modes.read_base(head), head.number(largest=DIVIDED_SIGNS) if codes else CONSTANT
     if kind == CONSTANT:
         return Described(shape, base, kind)
-    if kind in (WHOLE, WHOLE_NEGATED):
+    if kind in (WHOLE, WHOLE_SIGNS):
         return Described(shape, base, kind, _below(head.bits(width(codes)), codes))
     by_row, by_column = bool(head.bits(1)), head.bits(2)
     total = len(shape.lines(by_row, by_column))
@@ -88,16 +86,16 @@ def read(head: BitReader, shape: Shape, codes: int, streams: int) -> Described:
     return Described(shape, base, kind, 0, by_row, by_column, sets)
 
 
-def write_second(head: BitWriter, divided: Division | None, negated: Negated, codes: int) -> None:
-    """Append to the second header: the code of each context, and the negated lines."""
+def write_second(head: BitWriter, divided: Division | None, signs: Signs, codes: int) -> None:
+    """Append to the second header: the code of each context, and what was done to signs."""
     if divided is not None:
         numbers: list[int] = divided.classes.tolist()
         head.bits(numbers[0], width(codes))
         for before, number in itertools.pairwise(numbers):
             head.signed(number - before)
-    if any(flags is not None for flags in negated):
-        rows, columns = live(divided)
-        for flags, lines in zip(negated, (rows, columns), strict=True):
+    if signs.changed:
+        head.bits(signs.chained, 1)
+        for flags, lines in zip((signs.rows, signs.columns), live(divided), strict=True):
             head.bits(flags is not None, 1)
             if flags is not None:
                 head.flags(flags if lines is None else flags[lines])
@@ -105,7 +103,7 @@ def write_second(head: BitWriter, divided: Division | None, negated: Negated, co
 
 def read_second(
     head: BitReader, each: Described, labels: Sequence[Labels], codes: int
-) -> tuple[Division | None, Negated]:
+) -> tuple[Division | None, Signs]:
     """The inverse of `write_second`, where the labels are known."""
     divided = None
     if each.divided:
@@ -116,19 +114,20 @@ def read_second(
         if not 0 <= min(numbers) <= max(numbers) < codes:
             raise CodecError("a context is of a sequence that is not there: the blob is damaged")
         divided = Division(each.shape, each.by_row, each.by_column, labels, np.array(numbers, np.uint8))
+    if not each.signs:
+        return divided, NO_SIGNS
+    chained = bool(head.bits(1))
     negated: list[Flags | None] = [None, None]
-    if each.negated:
-        shape = each.shape
-        for axis, (lines, size) in enumerate(zip(live(divided), (shape.rows, shape.columns), strict=True)):
-            if head.bits(1):
-                flags = np.zeros(size, np.bool_)
-                count = size if lines is None else int(np.count_nonzero(lines))
-                flags[slice(None) if lines is None else lines] = head.flags(count)
-                negated[axis] = flags
-    return divided, (negated[0], negated[1])
+    for axis, (lines, size) in enumerate(zip(live(divided), (each.shape.rows, each.shape.columns), strict=True)):
+        if head.bits(1):
+            flags = np.zeros(size, np.bool_)
+            count = size if lines is None else int(np.count_nonzero(lines))
+            flags[slice(None) if lines is None else lines] = head.flags(count)
+            negated[axis] = flags
+    return divided, Signs(negated[0], negated[1], chained)
 
 
-def live(divided: Division | None) -> Negated:
+def live(divided: Division | None) -> tuple[Flags | None, Flags | None]:
     """The rows and columns that have elements that are coded; None for all."""
     if divided is None:
         return None, None

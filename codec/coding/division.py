@@ -31,7 +31,7 @@ I64 = npt.NDArray[np.int64]
 #: How columns are labelled: not at all, each by itself, by channel, by channel and by tap.
 UNLABELLED, EACH, CHANNEL, CHANNEL_AND_TAP = range(4)
 #: The largest label, also of a column with two.
-LARGEST_LABEL = 31
+LARGEST_LABEL = 255
 #: Rectangles smaller than this on average are not copied one by one: elements are sorted instead.
 _SMALL = 16
 
@@ -121,34 +121,33 @@ class Order:
         self._all = (len(rows), len(columns))
         self.rows, self._heights = _sorted(rows)
         self.columns, self._widths = _sorted(columns)
-        self._contexts = (np.arange(len(self._heights))[:, np.newaxis] + np.arange(len(self._widths))).reshape(-1)
+        self._contexts = np.add.outer(np.flatnonzero(self._heights), np.flatnonzero(self._widths)).reshape(-1)
+        self._heights, self._widths = self._heights[self._heights > 0], self._widths[self._widths > 0]
         self._classes = classes
 
     def sizes(self, total: int) -> I64:
         """How many elements each of `total` classes has."""
         areas = np.multiply.outer(self._heights, self._widths).reshape(-1)
-        used = np.flatnonzero(areas)
         sizes = np.zeros(total, np.int64)
-        np.add.at(sizes, self._classes[self._contexts[used]], areas[used])
+        np.add.at(sizes, self._classes[self._contexts], areas)
         return sizes
 
     def _rectangles(self) -> Iterator[tuple[int, slice, slice, int]]:
-        """(class, rows, columns, elements) of each rectangle that is not empty."""
+        """(class, rows, columns, elements) of each rectangle."""
         classes: list[int] = self._classes[self._contexts].tolist()
         widths: list[int] = self._widths.tolist()
         index = top = 0
         for height in self._heights.tolist():
             left = 0
             for width in widths:
-                if height and width:
-                    yield classes[index], slice(top, top + height), slice(left, left + width), height * width
+                yield classes[index], slice(top, top + height), slice(left, left + width), height * width
                 left += width
                 index += 1
             top += height
 
     @property
     def _small(self) -> bool:
-        rectangles = int(np.count_nonzero(self._heights)) * int(np.count_nonzero(self._widths))
+        rectangles = len(self._heights) * len(self._widths)
         return rectangles > 1 and rectangles * _SMALL > len(self.rows) * len(self.columns)
 
     def _by_class(self) -> tuple[I64, list[tuple[int, int]]]:

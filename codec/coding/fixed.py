@@ -19,6 +19,8 @@ FRACTION = 16
 _MANTISSA = 10
 #: Numbers are below 2**this.
 _LARGEST = 62
+#: Up to here n log n is looked up.
+_SMALL = 1 << 14
 
 
 @cache
@@ -50,14 +52,25 @@ def log2(numbers: I64) -> I64:
     return result
 
 
+@cache
+def _small() -> I64:
+    numbers = np.arange(_SMALL)
+    return numbers * log2(numbers)
+
+
 def information(counts: I64) -> I64:
     """n log2 n of each count n, in units of 2**-16 bits."""
-    return counts * log2(counts)
+    result: I64 = _small().take(counts, mode="clip")
+    if counts.size and counts.max() >= _SMALL:
+        large = counts >= _SMALL
+        numbers = counts[large]
+        result[large] = numbers * log2(numbers)
+    return result
 
 
 def entropy(counts: I64) -> I64:
     """Bits (times 2**16) of symbols that occur `counts` times along the last axis, for an ideal coder of order 0."""
-    result: I64 = information(counts.sum(axis=-1)) - information(counts).sum(axis=-1)
+    result: I64 = information(counts.sum(axis=-1, keepdims=True))[..., 0] - information(counts).sum(axis=-1)
     return result
 
 

@@ -1,14 +1,17 @@
-"""One array as the planner sees it: tokens, and how often each occurs in each context.
+"""One array as the planner sees it: tokens, labels of lines, and how often each token occurs in each context.
 
-Planning never codes anything on trial. Values become tokens of a byte, and a few histograms over them (by label of
-row and column, by line) say what every division would cost.
+Planning never codes anything on trial. Values become tokens of a byte (sign and magnitude, large magnitudes by half
+octaves), and a few histograms over them say what every division would cost.
+
+Two things tell lines apart: how large their values are, and (after lines were negated) how many of them are positive.
+Both go into one label: the first counts in ones, the second in steps of more than all that magnitudes can add up to.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -21,158 +24,197 @@ Bytes = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 
-#: Split of the tokens: 64 values by themselves, larger ones by half octaves.
-_SPLIT = 6
-#: How many tokens there are.
-TOKENS = tokens.token_count(_SPLIT)
+#: Split of the magnitudes' tokens: 16 by themselves, larger ones by half octaves up to the largest.
+_SPLIT, _LARGEST = 4, (1 << 40) - 1
+_MAGNITUDES = (1 << _SPLIT) + 2 * (40 - _SPLIT)
+#: How many tokens there are: 0, and each magnitude with each sign.
+TOKENS = 2 * _MAGNITUDES - 1
 #: How large the values of each token are: about their logarithm.
-WEIGHTS: I64 = np.concatenate(
+_BY_MAGNITUDE: I64 = np.concatenate(
     [
-        (fixed.log2(np.arange(2, (1 << _SPLIT) + 2) // 2 + 1) >> 10),
-        (np.arange(TOKENS - (1 << _SPLIT)) + 2 * (_SPLIT - 1) + 1) << 5,
+        fixed.log2(np.arange(1, (1 << _SPLIT) + 1)) >> 8,
+        (np.arange(_MAGNITUDES - (1 << _SPLIT)) + 2 * _SPLIT) << 7,
     ]
 )
+WEIGHTS: I64 = _BY_MAGNITUDE[(np.arange(TOKENS) + 1) // 2]
 #: Values in a range of at most this size become tokens by a table.
 _TABLE = 1 << 16
 #: Elements of an array that histograms are made of, about.
 _SAMPLE = 1 << 20
 #: Elements that tell where a line belongs, and cells of one histogram by line.
-_LINE_SAMPLE, _CELLS = 1 << 19, 1 << 20
+_LINE_SAMPLE, _CELLS = 1 << 18, 1 << 20
 #: Lines are never judged by fewer elements than this.
 _SHORT = 256
-#: With this many values that are not zero in a line, labels are by half octaves.
-_FINE = 24
+#: With this many values that are not zero in a line, labels are by half octaves, with the second by quarters too.
+_FINE, _FINEST = 24, 64
+#: Labels of magnitude at most, and of signs.
+_LARGEST_MAGNITUDE, _SIGNS = 63, 4
+#: More positive values than negative ones, in 64ths of both together, from which on signs have label 1, 2, 3.
+_ONE_SIGNED = np.array([16, 38, 58])
 
 
 def to_tokens(values: Integers) -> Bytes:
     """The token of each value."""
     low, high = int(values.min(initial=0)), int(values.max(initial=0))
     if high - low >= min(_TABLE, values.size):
-        return (
-            tokens.split_tokens(tokens.zigzag(values.astype(np.int64).reshape(-1)), _SPLIT)[0]
-            .astype(np.uint8)
-            .reshape(values.shape)
-        )
-    every = tokens.split_tokens(tokens.zigzag(np.arange(low, high + 1)), _SPLIT)[0].astype(np.uint8)
-    return every.take(values - values.dtype.type(low))
+        return _tokens(values.reshape(-1)).reshape(values.shape)
+    return _tokens(np.arange(low, high + 1)).take(values - values.dtype.type(low))
 
 
-@dataclass
-class Columns:
-    """One way to label the columns: the sets of labels, and each column's label."""
-
-    way: int
-    sets: list[Labels]
-    total: I64
-
-    @staticmethod
-    def of(way: int, sets: Sequence[Labels], shape: Shape) -> Columns:
-        """From the sets of labels."""
-        if way == UNLABELLED:
-            total = np.ones(shape.columns, np.int64)
-        elif way == CHANNEL_AND_TAP:
-            channel, tap = (labels.astype(np.int64) for labels in sets)
-            total = (channel[:, np.newaxis] + tap - 1) * ((channel > 0)[:, np.newaxis] & (tap > 0))
-        else:
-            total = np.repeat(sets[0].astype(np.int64), shape.taps if way == CHANNEL else 1)
-        return Columns(way, list(sets), total.reshape(-1))
+def _tokens(values: Integers) -> Bytes:
+    wide = np.clip(values.astype(np.int64, copy=False), -_LARGEST, _LARGEST)
+    found = 2 * tokens.split_tokens(np.abs(wide).view(np.uint64), _SPLIT)[0] - (wide < 0)
+    return found.astype(np.uint8)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Choice:
-    """One way to divide an array: labels, histograms by context, bits for the labels."""
+    """One way to divide an array.
 
-    by_row: bool
-    columns: Columns
+    `rows` are the labels of its rows if they have any, `sets` those of its columns, labelled in the way `by_column`;
+    `columns` is the label of each column in all. `histograms` are by context, `side` is the bits (times 2**16) that
+    labels take.
+    """
+
+    rows: Labels | None
+    by_column: int
+    sets: Sequence[Labels]
+    columns: I64
     histograms: I64
     side: int
 
+    @property
+    def divided(self) -> bool:
+        """Whether it is a division at all."""
+        return self.rows is not None or bool(self.sets)
 
-@dataclass
+    def row_labels(self, shape: Shape) -> I64:
+        """The label of each row, 1 if they have none."""
+        return np.ones(shape.rows, np.int64) if self.rows is None else self.rows.astype(np.int64)
+
+
+def column_labels(way: int, sets: Sequence[Labels], shape: Shape) -> I64:
+    """The label of each column, 1 if they have none."""
+    if way == UNLABELLED:
+        return np.ones(shape.columns, np.int64)
+    if way == CHANNEL_AND_TAP:
+        channel, tap = (labels.astype(np.int64) for labels in sets)
+        both = (channel[:, np.newaxis] + tap - 1) * ((channel > 0)[:, np.newaxis] & (tap > 0))
+        return both.reshape(-1)
+    return np.repeat(sets[0].astype(np.int64), shape.taps if way == CHANNEL else 1)
+
+
 class Seen:
     """An array less its base, with negated lines, and what is known of it."""
 
-    shape: Shape
-    values: Integers
-    tokens: Bytes = field(init=False)
-    rows: Labels = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.tokens = to_tokens(self.values)
+    def __init__(self, shape: Shape, values: Integers) -> None:
+        self.shape = shape
+        self.tokens = to_tokens(values)
         self.top = int(self.tokens.max(initial=0)) + 1
-        shape = self.shape
-        magnitudes = (
-            np.abs(np.clip(self.values, -(2**31) + 1, 2**31 - 1)) if self.values.itemsize > 4 else np.abs(self.values)
-        )
-        self._in_rows: I64 = magnitudes.sum(axis=1, dtype=np.int64)
-        self._in_columns: I64 = magnitudes.sum(axis=0, dtype=np.int64)
-        lines = min(shape.rows, shape.columns)
+        self._size = values.size
+        magnitudes = np.abs(np.clip(values, -(2**31) + 1, 2**31 - 1)) if values.itemsize > 4 else np.abs(values)
+        self._sums = tuple(magnitudes.sum(axis=axis, dtype=np.int64) for axis in (1, 0))
         nonzero = int(np.count_nonzero(self.tokens))
-        self._per_octave = 2 if nonzero >= _FINE * (shape.rows + shape.columns) and lines > 1 else 1
-        self.rows = self._labels(self._in_rows, shape.columns)
-
-    def _labels(self, sums: I64, count: int, largest: int = LARGEST_LABEL) -> Labels:
-        """Labels by the mean magnitudes of lines: logarithms, the smallest 1."""
-        live = np.flatnonzero(sums)
-        labels = np.zeros(len(sums), np.uint8)
-        if len(live):
-            logarithms = fixed.rounded_log2(sums[live], count, self._per_octave)
-            lowest = max(int(logarithms.min()), int(logarithms.max()) - largest + 1)
-            labels[live] = np.maximum(logarithms - lowest, 0) + 1
-        return labels
-
-    def columns(self) -> list[Columns]:
-        """All ways to label the columns that may pay."""
-        shape = self.shape
-        if shape.columns == 1:
-            return []
-        ways = [Columns.of(EACH, [self._labels(self._in_columns, shape.rows)], shape)]
-        if shape.taps > 1 and shape.channels > 1:
-            by_tap = self._in_columns.reshape(shape.channels, shape.taps)
-            tap = self._labels(by_tap.sum(axis=0), shape.rows * shape.channels, LARGEST_LABEL // 2)
-            left = LARGEST_LABEL - int(tap.max(initial=1)) + 1
-            channel = self._labels(by_tap.sum(axis=1), shape.rows * shape.taps, left)
-            ways.append(Columns.of(CHANNEL, [channel], shape))
-            ways.append(Columns.of(CHANNEL_AND_TAP, [channel, tap], shape))
-        return ways
+        in_line = nonzero // (shape.rows + shape.columns)
+        self._per_octave = [1] if in_line < _FINE else [2, 8] if in_line >= _FINEST else [2]
+        self._signs = tuple(_one_signed(values, axis) for axis in (1, 0))
 
     def choices(self) -> list[Choice]:
         """All ways to divide this array that may pay, the undivided one first."""
-        none = Columns.of(UNLABELLED, [], self.shape)
-        rows = self.rows.astype(np.int64)
-        found: list[Choice] = []
-        for columns in self.columns() or [none]:
-            joint = self._joint(rows, columns.total)
-            if not found:
-                found.append(Choice(False, none, joint.sum(axis=(0, 1))[np.newaxis], 0))
-                if self.shape.rows > 1:
-                    found.append(Choice(True, none, joint[1:].sum(axis=1), label_bits(self.rows)))
-            if columns is none:
-                break
-            side = sum(label_bits(labels) for labels in columns.sets)
-            found.append(Choice(False, columns, joint.sum(axis=0)[1:], side))
-            if self.shape.rows > 1:
-                found.append(Choice(True, columns, _diagonals(joint[1:, 1:]), side + label_bits(self.rows)))
+        shape = self.shape
+        ones = np.ones(shape.columns, np.int64)
+        counts = np.bincount(self.tokens.reshape(-1), minlength=TOKENS).astype(np.int64)
+        found = [Choice(None, UNLABELLED, [], ones, counts[np.newaxis], 0)]
+        for per_octave in self._per_octave:
+            rows, columns = (
+                _by_magnitude(sums, count, per_octave)
+                for sums, count in zip(self._sums, (shape.columns, shape.rows), strict=True)
+            )
+            found += self._by_lines(rows, columns)
+            if shape.taps > 1 and shape.channels > 1:
+                found += self._by_channel(rows, per_octave)
         return found
 
-    def histograms(self, by_row: bool, columns: Columns) -> I64:
-        """By context."""
-        rows = self.rows.astype(np.int64) if by_row else np.ones(self.shape.rows, np.int64)
-        return _diagonals(self._joint(rows, columns.total)[1:, 1:])
+    def _by_lines(self, rows: Labels, columns: Labels) -> list[Choice]:
+        """Choices with these labels of magnitude, with and without labels of signs."""
+        shape = self.shape
+        row_signs, column_signs = self._signs
+        row_kinds, row_of = np.unique(rows.astype(np.int64) * _SIGNS + row_signs, return_inverse=True)
+        column_kinds, column_of = np.unique(columns.astype(np.int64) * _SIGNS + column_signs, return_inverse=True)
+        joint = self._joint(row_of.reshape(-1), column_of.reshape(-1)).reshape(-1, TOKENS)
+        row_kind, column_kind = row_kinds // _SIGNS, column_kinds // _SIGNS
+        found: list[Choice] = []
+        for by_row, by_column in ((True, False), (False, True), (True, True)):
+            if (by_row and shape.rows == 1) or (by_column and shape.columns == 1):
+                continue
+            reach = (int(row_kind.max()) if by_row else 1) + (int(column_kind.max()) if by_column else 1)
+            for signs in (0, reach - 1):
+                if signs and reach - 1 + 2 * (_SIGNS - 1) * signs > 2 * LARGEST_LABEL:
+                    continue
+                row, column = (
+                    (kind + signs * (kinds % _SIGNS)) * (kind > 0) if used else np.ones_like(kind)
+                    for used, kind, kinds in (
+                        (by_row, row_kind, row_kinds),
+                        (by_column, column_kind, column_kinds),
+                    )
+                )
+                if signs and max(row.max(), column.max()) > LARGEST_LABEL:
+                    continue
+                context = (row[:, np.newaxis] + column - 2).reshape(-1)
+                live = np.flatnonzero(np.multiply.outer(row > 0, column > 0).reshape(-1))
+                total = int(row.max() + column.max()) - 1
+                row_labels = row[row_of.reshape(-1)].astype(np.uint8)
+                labels = column[column_of.reshape(-1)]
+                sets = [labels.astype(np.uint8)] if by_column else []
+                found.append(
+                    Choice(
+                        row_labels if by_row else None,
+                        EACH if by_column else UNLABELLED,
+                        sets,
+                        labels,
+                        _gathered(joint[live], context[live], total),
+                        sum(label_bits(each) for each in [*([row_labels] if by_row else []), *sets]),
+                    )
+                )
+        return found
+
+    def _by_channel(self, rows: Labels, per_octave: int) -> list[Choice]:
+        """Choices with labels of channels, and of channels and taps."""
+        shape = self.shape
+        by_tap = self._sums[1].reshape(shape.channels, shape.taps)
+        channel = _by_magnitude(by_tap.sum(axis=1), shape.rows * shape.taps, per_octave)
+        tap = _by_magnitude(by_tap.sum(axis=0), shape.rows * shape.channels, per_octave)
+        found = []
+        for way, sets in ((CHANNEL, [channel]), (CHANNEL_AND_TAP, [channel, tap])):
+            for labels in (None, rows) if shape.rows > 1 else (None,):
+                empty = np.zeros((0, TOKENS), np.int64)
+                choice = Choice(labels, way, sets, column_labels(way, sets, shape), empty, 0)
+                found.append(self.counted(choice))
+        return found
+
+    def counted(self, choice: Choice) -> Choice:
+        """The same with histograms of its labels."""
+        rows, columns = choice.row_labels(self.shape), choice.columns
+        joint = self._joint(rows, columns)[1:, 1:]
+        context = np.add.outer(np.arange(joint.shape[0]), np.arange(joint.shape[1])).reshape(-1)
+        total = joint.shape[0] + joint.shape[1] - 1
+        histograms = _gathered(joint.reshape(-1, TOKENS), context, total)
+        side = sum(label_bits(each) for each in [*([] if choice.rows is None else [choice.rows]), *choice.sets])
+        return Choice(choice.rows, choice.by_column, choice.sets, columns, histograms, side)
 
     def _joint(self, rows: I64, columns: I64) -> I64:
-        """How often each token occurs by label of row and column: (row labels, column labels, tokens)."""
-        step = max(1, self.values.size // _SAMPLE)
-        row_labels, column_labels = int(rows.max()) + 1, int(columns.max()) + 1
-        index = self.tokens[::step] + (rows[::step] * (column_labels * self.top)).astype(np.int32)[:, np.newaxis]
+        """How often each token occurs by number of row and column: (row numbers, column numbers, tokens)."""
+        step = max(1, self._size // _SAMPLE)
+        height, width = int(rows.max()) + 1, int(columns.max()) + 1
+        index = self.tokens[::step] + (rows[::step] * (width * self.top)).astype(np.int32)[:, np.newaxis]
         index += (columns * self.top).astype(np.int32)
-        counts = np.zeros((row_labels, column_labels, TOKENS), np.int64)
-        found = np.bincount(index.reshape(-1), minlength=row_labels * column_labels * self.top)
-        counts[:, :, : self.top] = step * found.reshape(row_labels, column_labels, self.top)
+        counts = np.zeros((height, width, TOKENS), np.int64)
+        found = np.bincount(index.reshape(-1), minlength=height * width * self.top)
+        counts[:, :, : self.top] = step * found.reshape(height, width, self.top)
         return counts
 
-    def line_costs(self, axis: int, lines: I64, others: I64, crossing: I64, words: F64) -> F64:
-        """What each line would cost with each label from 1 on: (lines, labels), in the unit of `words`.
+    def line_costs(self, axis: int, lines: I64, others: I64, crossing: I64, labels: I64, words: F64) -> F64:
+        """What each line would cost with each of `labels`: (lines, labels), in the unit of `words`.
 
         `lines` says which line of the set each row (`axis` 0) or column (1) belongs to, `others` its label in another
         set of the same axis (1 if there is none); `crossing` are the labels of the other axis. `words` are the costs
@@ -180,39 +222,68 @@ class Seen:
         """
         view = self.tokens if axis == 0 else self.tokens.T
         width = int(crossing.max()) + int(others.max()) - 1
-        labels = len(words) - width + 1
         live = np.flatnonzero(crossing)
         step = max(1, min(len(view) * len(live) // _LINE_SAMPLE, len(live) // _SHORT))
         live = live[::step]
         used = np.flatnonzero(others)
         if len(used) < len(others):
             view, lines, others = view[used], lines[used], others[used]
-        view, crossing = view[:, live], crossing[live] - 1
+        # Only combinations of labels that there are: `places` are the contexts of label 1.
+        kinds = np.unique(np.add.outer(np.unique(others), np.unique(crossing[live])) - 2)
+        place = np.zeros(width, np.int64)
+        place[kinds] = np.arange(len(kinds))
+        view, crossing = view[:, live], crossing[live]
         total = int(lines.max(initial=-1)) + 1
-        column = (crossing * self.top).astype(np.int32)
-        row = (lines * (width * self.top) + (others - 1) * self.top).astype(np.int32)
-        # By label: the costs of all tokens in all crossing lines.
-        table = np.stack([words[label : label + width, : self.top].reshape(-1) for label in range(labels)], axis=1)
-        costs = np.zeros((total, labels))
-        piece = max(1, _CELLS // (width * self.top))
+        cells = len(kinds) * self.top
+        table = np.stack([words[kinds + label - 1, : self.top].reshape(-1) for label in labels.tolist()], axis=1)
+        costs = np.zeros((total, len(labels)))
+        piece = max(1, _CELLS // cells)
         order = np.argsort(lines, kind="stable")
         bounds = np.searchsorted(lines[order], np.arange(0, total + piece, piece))
+        single = len(np.unique(others)) == 1
+        column = (place[crossing + int(others[0] if len(others) else 1) - 2] * self.top).astype(np.int32)
         for number, (first, last) in enumerate(itertools.pairwise(bounds.tolist())):
             chosen = order[first:last]
             base, end = number * piece, min((number + 1) * piece, total)
-            index = view[chosen] + (row[chosen] - np.int32(base * width * self.top))[:, np.newaxis]
-            index += column
-            counts = np.bincount(index.reshape(-1), minlength=(end - base) * width * self.top)
+            row = ((lines[chosen] - base) * cells).astype(np.int32)[:, np.newaxis]
+            index = view[chosen] + row
+            if single:
+                index += column
+            else:
+                index += (place[np.add.outer(others[chosen], crossing) - 2] * self.top).astype(np.int32)
+            counts = np.bincount(index.reshape(-1), minlength=(end - base) * cells)
             costs[base:end] = counts.reshape(end - base, -1).astype(np.float64) @ table
         return step * costs
 
 
-def _diagonals(both: I64) -> I64:
-    """Sums over all pairs of labels with the same sum."""
-    result = np.zeros((both.shape[0] + both.shape[1] - 1, both.shape[2]), np.int64)
-    for label in range(both.shape[0]):
-        result[label : label + both.shape[1]] += both[label]
+def _gathered(histograms: I64, contexts: I64, total: int) -> I64:
+    """Sums of histograms by context."""
+    result = np.zeros((total, histograms.shape[1]), np.int64)
+    order = np.argsort(contexts, kind="stable")
+    found, first = np.unique(contexts[order], return_index=True)
+    if len(found):
+        result[found] = np.add.reduceat(histograms[order], first, axis=0)
     return result
+
+
+def _by_magnitude(sums: I64, count: int, per_octave: int) -> Labels:
+    """Labels by the mean magnitudes of lines: logarithms, the smallest 1, and 0 for zeros."""
+    live = np.flatnonzero(sums)
+    labels = np.zeros(len(sums), np.uint8)
+    if len(live):
+        logarithms = fixed.rounded_log2(sums[live], count, per_octave)
+        lowest = max(int(logarithms.min()), int(logarithms.max()) - _LARGEST_MAGNITUDE + 1)
+        labels[live] = np.maximum(logarithms - lowest, 0) + 1
+    return labels
+
+
+def _one_signed(values: Integers, axis: int) -> Labels:
+    """Labels by how many more values are positive than negative."""
+    positive = np.count_nonzero(values > 0, axis=axis)
+    negative = np.count_nonzero(values < 0, axis=axis)
+    share = 64 * (positive - negative) // (positive + negative + 2)
+    found: Labels = np.searchsorted(_ONE_SIGNED, share, side="right").astype(np.uint8)
+    return found
 
 
 def label_bits(labels: Labels) -> int:

@@ -121,4 +121,5 @@ def assign(sets: Sequence[Labels]) -> tuple[list[bool], I64]:
     plain, changed = fixed.entropy(histograms)
     better: list[bool] = (changed < plain).tolist()
     chosen = histograms[np.array(better, np.int64), np.arange(len(sets))]
-    return better, classes.cluster(chosen, np.arange(ALPHABET), MOST_STREAMS)
+    keys = ((chosen @ np.arange(ALPHABET)) << 16) // np.maximum(chosen.sum(axis=1), 1)
+    return better, classes.cluster(chosen, keys, MOST_STREAMS)

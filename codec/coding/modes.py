@@ -42,8 +42,8 @@ class Way:
     """One way with its parameters: what the header says of a sequence, besides its Huffman code.
 
     `signed` values are folded into natural ones; others are natural already. `split` is that of the values' tokens.
-    `extent` is k in `TUPLES`, and the split of the runs' tokens in `RUNS`. A symbol has `radix` different value
-    tokens, and in `RUNS` `runs` different run tokens and `symbols` symbols in all.
+    `extent` is k in `TUPLES`, and the split of the runs' tokens in `RUNS`. A symbol has `radix` different value tokens,
+    and in `RUNS` `runs` different run tokens and `symbols` symbols in all. `base` was subtracted from all values.
     """
 
     mode: int
@@ -53,6 +53,7 @@ class Way:
     radix: int = 1
     runs: int = 1
     symbols: int = 0
+    base: int = 0
 
     @property
     def alphabet(self) -> int:
@@ -65,7 +66,7 @@ class Way:
 
     @property
     def dtype(self) -> np.dtype[np.signedinteger]:
-        """The type that holds all its values."""
+        """The type that holds all its values less their base."""
         return np.dtype(np.int32 if _raw_bits(self.radix - 1, self.split) < _NARROW else np.int64)
 
 
@@ -212,8 +213,19 @@ TUPLES, RUNS = 0, 1
 MODES: dict[int, Mode] = {TUPLES: Mode(_tuples, _untuples), RUNS: Mode(_runs, _unruns)}
 
 
+def decode(way: Way, count: int, symbols: I64, raw: RawReader) -> Integers:
+    """The `count` values of a sequence."""
+    values = MODES[way.mode].decode(way, count, symbols, raw)
+    if not way.base:
+        return values
+    if values.itemsize == 8 or abs(way.base) >= 1 << _NARROW:
+        return values.astype(np.int64, copy=False) + np.int64(way.base)
+    return values + np.int32(way.base)
+
+
 def write_way(head: BitWriter, way: Way) -> None:
     """Write the way, its radix, and for runs how many there are."""
+    head.signed(way.base)
     head.number(way.mode, 1)
     head.bits(way.signed, 1)
     head.bits(way.split - 1, 3)
@@ -224,8 +236,17 @@ def write_way(head: BitWriter, way: Way) -> None:
         head.number(way.symbols, 6)
 
 
+def read_base(head: BitReader) -> int:
+    """A number that is added to others of 64 bits."""
+    base = head.signed()
+    if not -(2**63) <= base < 2**63:
+        raise CodecError("a base does not fit 64 bits: the blob is damaged")
+    return base
+
+
 def read_way(head: BitReader, largest: int) -> Way:
     """The inverse of `write_way`; no sequence has more than `largest` symbols."""
+    base = read_base(head)
     mode = head.number(1)
     if mode not in MODES:
         raise CodecError(f"coding mode {mode} is not known here: a newer version wrote this blob; update this side")
@@ -235,7 +256,7 @@ def read_way(head: BitReader, largest: int) -> Way:
     if mode == RUNS:
         runs = head.number(2, largest=tokens.token_count(extent) - 1) + 1
         symbols = head.number(6, largest=largest)
-    way = Way(mode, signed, split, extent, radix, runs, symbols)
+    way = Way(mode, signed, split, extent, radix, runs, symbols, base)
     if way.alphabet > huffman.LARGEST_ALPHABET:
         raise CodecError(
             f"an alphabet of {way.alphabet} symbols, and {huffman.LARGEST_ALPHABET} are most: the blob is damaged"

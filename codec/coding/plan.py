@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from . import classes, describe, fixed, signs
 from .describe import Described
-from .division import UNLABELLED, Division, Labels, Shape, contexts
-from .histograms import TOKENS, WEIGHTS, Choice, Columns, Seen, label_bits, to_tokens
+from .division import CHANNEL, CHANNEL_AND_TAP, UNLABELLED, Division, Labels, Shape, contexts
+from .histograms import TOKENS, WEIGHTS, Choice, Seen, column_labels, to_tokens
+from .signs import NO_SIGNS, Signs
 
 Integers = npt.NDArray[np.signedinteger]
 I64 = npt.NDArray[np.int64]
@@ -42,7 +43,7 @@ _SMALL_GROUP = 1 << 18
 
 @dataclass
 class Planned:
-    """What is decided about one array: `values` are less their base and with negated lines, as a matrix."""
+    """What is decided about one array: `values` are less their base and with their signs changed, as a matrix."""
 
     shape: Shape
     base: int
@@ -50,7 +51,7 @@ class Planned:
     constant: bool
     division: Division | None
     code: int
-    negated: tuple[Flags | None, Flags | None]
+    signs: Signs
 
     @property
     def labels(self) -> Sequence[Labels]:
@@ -59,13 +60,12 @@ class Planned:
 
     def described(self, sets: Sequence[tuple[bool, int]]) -> Described:
         """What the header says of it; `sets` tells how each set of labels is written."""
-        negated = any(flags is not None for flags in self.negated)
         if self.constant:
             return Described(self.shape, self.base, describe.CONSTANT)
         if self.division is None:
-            kind = describe.WHOLE_NEGATED if negated else describe.WHOLE
+            kind = describe.WHOLE_SIGNS if self.signs.changed else describe.WHOLE
             return Described(self.shape, self.base, kind, self.code)
-        kind = describe.DIVIDED_NEGATED if negated else describe.DIVIDED
+        kind = describe.DIVIDED_SIGNS if self.signs.changed else describe.DIVIDED
         by_row, by_column = self.division.by_row, self.division.by_column
         return Described(self.shape, self.base, kind, 0, by_row, by_column, sets)
 
@@ -86,17 +86,14 @@ def base_of(values: Integers) -> int:
 def plan(arrays: Sequence[tuple[Shape, Integers]]) -> tuple[list[Planned], int]:
     """What is decided about each array (a flat or shaped one that has elements), and how many codes there are."""
     found = [_prepare(shape, values.reshape(shape.rows, shape.columns)) for shape, values in arrays]
-    members = [_Member(array, shape) for array, (shape, _) in zip(found, arrays, strict=True) if not array.constant]
+    members = [_Member(array) for array in found if not array.constant]
     if not members:
         return found, 0
     elements = sum(member.planned.values.size for member in members)
     codes, words = _codes(members)
     for _ in range(2 if elements <= _SMALL_GROUP else 1):
-        for member in members:
-            member.choose(words)
-        codes, words = _codes(members)
-        refined = [member.refine(words[of]) for member, of in zip(members, codes, strict=True)]
-        if not any(refined):
+        changed = [member.choose(words) for member in members]
+        if not any(changed):
             break
         codes, words = _codes(members)
     for member, of in zip(members, codes, strict=True):
@@ -110,96 +107,109 @@ def _prepare(shape: Shape, values: Integers) -> Planned:
         with np.errstate(over="ignore"):
             values = values - values.dtype.type(base)
     if not values.any():
-        return Planned(shape, base, values, True, None, 0, (None, None))
-    negated = signs.find(values) if values.size >= _LEAST else (None, None)
-    return Planned(shape, base, signs.negate(values, *negated), False, None, 0, negated)
+        return Planned(shape, base, values, True, None, 0, NO_SIGNS)
+    found = signs.find(values) if values.size >= _LEAST else NO_SIGNS
+    return Planned(shape, base, found.apply(values), False, None, 0, found)
 
 
 class _Member:
     """An array that takes part in planning."""
 
-    def __init__(self, planned: Planned, shape: Shape) -> None:
+    def __init__(self, planned: Planned) -> None:
         self.planned = planned
-        none = Columns.of(UNLABELLED, [], shape)
-        if planned.values.size >= _LEAST:
-            self.seen: Seen | None = Seen(shape, planned.values)
+        shape, values = planned.shape, planned.values
+        self.seen = Seen(shape, values) if values.size >= _LEAST else None
+        if self.seen is not None:
             self.choices = self.seen.choices()
         else:
-            self.seen = None
-            counts = np.bincount(to_tokens(planned.values).reshape(-1), minlength=TOKENS).astype(np.int64)
-            self.choices = [Choice(False, none, counts[np.newaxis], 0)]
+            counts = np.bincount(to_tokens(values).reshape(-1), minlength=TOKENS).astype(np.int64)
+            self.choices = [Choice(None, UNLABELLED, [], np.ones(shape.columns, np.int64), counts[np.newaxis], 0)]
         self.choice = min(self.choices, key=_own_cost)
 
-    def choose(self, words: F64) -> None:
-        """Take the choice that is cheapest under codes of these costs of words."""
+    def choose(self, words: F64) -> bool:
+        """Take the choice that is cheapest under codes of these costs of words, and give each line the label that is
+        cheapest for it. Whether anything is new.
+        """
+        before = self.choice
+        by_context = [choice.histograms[:, : words.shape[1]] @ words.T for choice in self.choices]
         costs = [
-            int((choice.histograms @ words.T).min(axis=1).sum()) + _choice_bits(choice, _CONTEXT_BITS)
-            for choice in self.choices
+            int(found.min(axis=1).sum()) + _choice_bits(choice, _CONTEXT_BITS)
+            for choice, found in zip(self.choices, by_context, strict=True)
         ]
-        self.choice = self.choices[costs.index(min(costs))]
-
-    def refine(self, words: F64) -> bool:
-        """Give each line the label that is cheapest for it, where `words` are the costs of words by context."""
-        choice, seen = self.choice, self.seen
-        if seen is None or not (choice.by_row or choice.columns.sets):
-            return False
-        shape, columns = seen.shape, choice.columns
-        rows = seen.rows.astype(np.int64) if choice.by_row else np.ones(shape.rows, np.int64)
-        if choice.by_row:
-            ones = np.ones(shape.rows, np.int64)
-            rows = _cheapest(rows, seen.line_costs(0, np.arange(shape.rows), ones, columns.total, words))
-        sets = list(columns.sets)
-        for number, labels in enumerate(sets):
-            lines, others = _columns_of_set(shape, columns.way, sets, number)
-            costs = seen.line_costs(1, lines, others, rows, words)
-            sets[number] = _cheapest(labels.astype(np.int64), costs).astype(np.uint8)
-        if choice.by_row:
-            seen.rows = rows.astype(np.uint8)
-        columns = Columns.of(columns.way, sets, shape)
-        side = sum(label_bits(labels) for labels in sets) + (label_bits(seen.rows) if choice.by_row else 0)
-        self.choice = Choice(choice.by_row, columns, seen.histograms(choice.by_row, columns), side)
-        self.choices = [self.choices[0], self.choice]
-        return True
+        best = costs.index(min(costs))
+        self.choice = self.choices[best]
+        if self.seen is not None and self.choice.divided:
+            used: Flags = np.asarray(self.choice.histograms.any(axis=1))
+            codes = _spread(by_context[best].argmin(axis=1), used)
+            self.choice = _refined(self.seen, self.choice, words[codes])
+            self.choices = [self.choices[0], self.choice]
+        return self.choice is not before
 
     def finish(self, codes: I64) -> None:
         """Put the decision into the plan; `codes` are those of the contexts."""
         choice = self.choice
-        if not (choice.by_row or choice.columns.sets):
+        if not choice.divided:
             self.planned.code = int(codes[0])
             return
-        assert self.seen is not None, "only arrays that were looked at are divided"
-        sets: list[Labels] = [self.seen.rows] if choice.by_row else []
-        sets += choice.columns.sets
-        table = np.zeros(contexts(sets), np.uint8)
+        sets = [*([] if choice.rows is None else [choice.rows]), *choice.sets]
+        table = np.full(contexts(sets), codes[-1], np.uint8)
         table[: len(codes)] = codes[: len(table)]
-        table[len(codes) :] = codes[-1]
-        self.planned.division = Division(self.seen.shape, choice.by_row, choice.columns.way, sets, table)
+        by_row = choice.rows is not None
+        self.planned.division = Division(self.planned.shape, by_row, choice.by_column, sets, table)
 
 
 def _codes(members: Sequence[_Member]) -> tuple[list[I64], F64]:
     """The code of each context of each member as it has chosen, and the costs of each code's words."""
     every = np.concatenate([member.choice.histograms for member in members])
-    used = np.flatnonzero(every.any(axis=1))
+    used = every.any(axis=1)
     top = int(np.flatnonzero(every.any(axis=0)).max()) + 1
     units = every[used, :top]
-    found = classes.cluster(units, WEIGHTS[:top], MOST_CODES)
-    sums = np.zeros((int(found.max()) + 1, TOKENS), np.int64)
-    np.add.at(sums, (found[:, np.newaxis], np.arange(top)), units)
-    # A context without elements has the code of the one before, or of the first that has any.
-    place = np.maximum(np.cumsum(every.any(axis=1)) - 1, 0)
-    codes: list[I64] = []
-    end = 0
-    for member in members:
-        begin, end = end, end + len(member.choice.histograms)
-        first = begin + int(np.argmax(every[begin:end].any(axis=1)))
-        codes.append(found[np.maximum(place[begin:end], place[first])])
+    found = classes.cluster(units, _keys(units), MOST_CODES)
+    sums = np.zeros((int(found.max()) + 1, top), np.int64)
+    np.add.at(sums, found, units)
+    numbers = np.zeros(len(every), np.int64)
+    numbers[used] = found
+    ends = np.cumsum([len(member.choice.histograms) for member in members])[:-1]
+    codes = [_spread(*each) for each in zip(np.split(numbers, ends), np.split(used, ends), strict=True)]
     return codes, classes.word_costs(sums)
 
 
+def _keys(units: I64) -> I64:
+    """What histograms are sorted by: first how one-signed they are, then how large their values."""
+    positive, negative = units[:, 2::2].sum(axis=1), units[:, 1::2].sum(axis=1)
+    signs = 8 * (positive - negative) // np.maximum(positive + negative, 1)
+    result: I64 = (signs << 40) + ((units @ WEIGHTS[: units.shape[1]]) << 8) // np.maximum(units.sum(axis=1), 1)
+    return result
+
+
+def _spread(codes: I64, used: Flags) -> I64:
+    """The codes; where no element is, that of the context before, or of the first that has any."""
+    at = np.flatnonzero(used)
+    result: I64 = codes[at[np.maximum(np.cumsum(used) - 1, 0)]]
+    return result
+
+
+def _refined(seen: Seen, choice: Choice, words: F64) -> Choice:
+    """The choice with the cheapest label for each line, where `words` are the costs of words by context."""
+    shape = seen.shape
+    rows = choice.row_labels(shape)
+    if choice.rows is not None:
+        ones = np.ones(shape.rows, np.int64)
+        rows = _cheapest(seen, 0, np.arange(shape.rows), ones, choice.columns, rows, words)
+    sets = list(choice.sets)
+    for number, labels in enumerate(sets):
+        lines, others = _columns_of_set(shape, choice.by_column, sets, number)
+        sets[number] = _cheapest(seen, 1, lines, others, rows, labels.astype(np.int64), words).astype(np.uint8)
+    columns = column_labels(choice.by_column, sets, shape)
+    row_labels = None if choice.rows is None else rows.astype(np.uint8)
+    return seen.counted(Choice(row_labels, choice.by_column, sets, columns, choice.histograms, 0))
+
+
 def _choice_bits(choice: Choice, context: int) -> int:
-    if not (choice.by_row or choice.columns.sets):
+    if not choice.divided:
         return context << fixed.FRACTION
-    return choice.side + ((_DIVIDED_BITS + context * len(choice.histograms)) << fixed.FRACTION)
+    used = int(np.count_nonzero(choice.histograms.any(axis=1)))
+    return choice.side + ((_DIVIDED_BITS + len(choice.histograms) + context * used) << fixed.FRACTION)
 
 
 def _own_cost(choice: Choice) -> int:
@@ -210,17 +220,20 @@ def _columns_of_set(shape: Shape, way: int, sets: Sequence[Labels], number: int)
     """(line of the set, label in the other set) of each column."""
     channel = np.repeat(np.arange(shape.channels), shape.taps)
     tap = np.tile(np.arange(shape.taps), shape.channels)
-    if len(sets) == 2:
+    if way == CHANNEL_AND_TAP:
         lines, other = (channel, sets[1][tap]) if number == 0 else (tap, sets[0][channel])
         return lines, other.astype(np.int64)
-    lines = channel if len(sets[0]) == shape.channels and len(sets[0]) < shape.columns else np.arange(shape.columns)
-    return lines, np.ones(shape.columns, np.int64)
+    return channel if way == CHANNEL else np.arange(shape.columns), np.ones(shape.columns, np.int64)
 
 
-def _cheapest(labels: I64, costs: F64) -> I64:
-    """The cheapest label of each line that has one, by `costs` and by how frequent labels are."""
+def _cheapest(seen: Seen, axis: int, lines: I64, others: I64, crossing: I64, labels: I64, words: F64) -> I64:
+    """For each line of a set that has a label, the cheapest of all that the set has, rare labels being dearer."""
     live = labels > 0
-    counts = np.bincount(labels[live], minlength=costs.shape[1] + 1)[1 : costs.shape[1] + 1].astype(np.int64)
-    rarity = fixed.log2(np.full(len(counts), 2 * int(counts.sum()) + len(counts))) - fixed.log2(2 * counts + 1)
-    result: I64 = np.where(live[: len(costs)], (costs + rarity).argmin(axis=1) + 1, 0)
-    return np.concatenate([result, labels[len(costs) :]])
+    kinds, counts = np.unique(labels[live], return_counts=True)
+    if len(kinds) < 2:
+        return labels
+    costs = seen.line_costs(axis, lines, others, crossing, kinds, words)
+    costs += int(fixed.log2(counts.sum(keepdims=True))[0]) - fixed.log2(counts.astype(np.int64))
+    result = labels.copy()
+    result[: len(costs)] = np.where(live[: len(costs)], kinds[costs.argmin(axis=1)], 0)
+    return result

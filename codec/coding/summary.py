@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from . import plan, ways
+from . import arrays, plan, ways
 from .division import UNLABELLED, Shape
 from .modes import RUNS, Way
 
@@ -14,7 +14,7 @@ Integers = npt.NDArray[np.signedinteger]
 
 def summary(array: Integers) -> str:
     """In how many classes, by which lines, and in which modes the encoder codes the items of an array."""
-    (planned,), total = plan.plan([(Shape.of(array.shape), array)])
+    (planned,), total = plan.plan([(Shape.of(array.shape), arrays.narrow(array))])
     if planned.constant:
         return "constant"
     parts: list[list[Integers]] = [[] for _ in range(total)]
@@ -27,7 +27,7 @@ def summary(array: Integers) -> str:
         by += ["columns"] if planned.division.by_column != UNLABELLED else []
     modes = dict.fromkeys(_name(ways.choose(np.concatenate(part))[0].way) for part in parts)
     classes = f"{total} class{'es' if total > 1 else ''}{' of ' + ' and '.join(by) if by else ''}"
-    signs = ", signs by line" if any(flags is not None for flags in planned.negated) else ""
+    signs = ", chained signs" if planned.signs.chained else ", signs by line" if planned.signs.changed else ""
     return f"{classes}, {'/'.join(modes)}{signs}"
 
 

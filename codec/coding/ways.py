@@ -7,6 +7,7 @@ of this: whatever is decided here stands in the blob.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,9 @@ _UNSEEN = 47274
 
 def choose(values: Integers) -> tuple[Coded, I64]:
     """The cheapest way for a sequence, and its code lengths."""
+    base = _frequent(_sample(values))
+    if base:
+        values = values - values.dtype.type(base)
     signed = bool(values.min() < 0)
     zeros = 100 * (len(values) - int(np.count_nonzero(values))) // len(values)
     sample = _sample(values)
@@ -55,7 +59,14 @@ def choose(values: Integers) -> tuple[Coded, I64]:
         if chosen is not None:  # the whole may have larger values than its sample
             break
     assert chosen is not None, "plain coding with few tokens always fits"
+    chosen = replace(chosen, way=replace(chosen.way, base=base))
     return chosen, huffman.code_lengths(np.bincount(chosen.symbols, minlength=chosen.way.alphabet))
+
+
+def _frequent(sample: Integers) -> int:
+    """The value of more than half of the sequence, so that this may be the zeros of tuples and runs; else 0."""
+    middle = int(np.partition(sample, len(sample) // 2)[len(sample) // 2])
+    return middle if 2 * int(np.count_nonzero(sample == middle)) > len(sample) else 0
 
 
 def _sample(values: Integers) -> Integers:
@@ -94,7 +105,8 @@ def _tuples(sample: Integers, signed: bool) -> Iterator[Way]:
     most = int(np.bincount(np.minimum(naturals, 1 << modes.LARGEST_SPLIT).astype(np.int64)).max())
     share = 100 * most // len(sample)
     if share < 50:
-        yield from (Way(TUPLES, signed, split, 1) for split in range(max(1, top - 4), top + 1))
+        fewest = top - 1 if len(sample) == _SAMPLE else top - 4
+        yield from (Way(TUPLES, signed, split, 1) for split in range(max(1, fewest), top + 1))
     if 15 <= share < 75:
         yield from (Way(TUPLES, signed, split, 2) for split in range(1, min(top, 4) + 1))
     if 35 <= share < 85:

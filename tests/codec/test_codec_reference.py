@@ -192,15 +192,16 @@ def read_arrays(bits: Bits, shapes: list[tuple[int, ...]]) -> list[list[int]]:
     joined = [(bits.take(2) + 1, bits.number(3) + 1, read_code(bits)) for _ in range(label_streams)]
     ways = []
     for _ in range(total):
+        base = bits.signed()
         mode, signed, split, extent = bits.number(1), bits.take(1), bits.take(3) + 1, bits.take(2) + 1
         radix = bits.number(2) + 1
         runs, symbols = (bits.number(2) + 1, bits.number(6)) if mode == 1 else (0, 0)
         alphabet = radix * runs if mode == 1 else radix**extent
         stride = [1, 2, radix, radix * radix][bits.take(2)]
-        ways.append((mode, signed, split, extent, radix, symbols, alphabet, stride))
+        ways.append((mode, signed, split, extent, radix, symbols, base, alphabet, stride))
     labels = [sum(size for each in arrays for size, _, of in each["sets"] if of == s) for s in range(label_streams)]
     first = [(math.ceil(count / extent), code) for count, (extent, _, code) in zip(labels, joined, strict=True)]
-    first += [(sum(way[6] for way in ways), DIFFERENCES)] if total else []
+    first += [(sum(way[7] for way in ways), DIFFERENCES)] if total else []
     streams = read_streams(bits, first)
     for number, (extent, radix, _) in enumerate(joined):
         streams[number] = [symbol // radix**place % radix for symbol in streams[number] for place in range(extent)]
@@ -264,8 +265,9 @@ def read_second(bits: Bits, each: dict[str, Any], streams: list[list[int]], tota
         each["order"] = [(each["code"], i, j) for i in range(rows) for j in range(columns)]
     else:
         each["order"] = []
-    each["signs"] = [[1] * rows, [1] * columns]
+    each["signs"], each["chained"] = [[1] * rows, [1] * columns], 0
     if each["kind"] in (3, 4):
+        each["chained"] = bits.take(1)
         for signs, labels in zip(each["signs"], (row, column), strict=True):
             if bits.take(1):
                 for line, label in enumerate(labels):
@@ -277,6 +279,11 @@ def array_of(each: dict[str, Any], values: list[list[int]]) -> list[int]:
     matrix = [[0] * each["columns"] for _ in range(each["rows"])]
     for code, i, j in each["order"]:
         matrix[i][j] = values[code].pop(0)
+    for line in matrix if each["chained"] else []:
+        sign = 1
+        for j, value in enumerate(line):
+            sign = -sign if value < 0 else sign
+            line[j] = sign * abs(value)
     signed = [
         each["base"] + sign * other * value
         for sign, line in zip(each["signs"][0], matrix, strict=True)
@@ -294,7 +301,7 @@ def natural(bits: Bits, token: int, split: int) -> int:
 
 
 def read_sequence(bits: Bits, size: int, way: tuple[int, ...], stream: list[int]) -> list[int]:
-    mode, signed, split, extent, radix, *_ = way
+    mode, signed, split, extent, radix, _, base, *_ = way
     if mode == 0:
         tokens = [symbol // radix**place % radix for symbol in stream for place in range(extent)]
         assert not any(tokens[size:])
@@ -306,6 +313,7 @@ def read_sequence(bits: Bits, size: int, way: tuple[int, ...], stream: list[int]
             found += [0] * gap + [natural(bits, symbol % radix, split) + 1]
         found += [0] * (size - len(found))
     values = [f // 2 if f % 2 == 0 else -(f + 1) // 2 for f in found] if signed else found
+    values = [value + base for value in values]
     return [(value + 2**63) % 2**64 - 2**63 for value in values]
 
 

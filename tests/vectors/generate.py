@@ -95,6 +95,10 @@ INTEGERS: dict[str, Callable[[], Arrays]] = {
         "unsigned": product(11, (30, 30), 2, 3).astype(np.int8).view(np.uint8),
         "bias": bell(12, (24,), 2),
     },
+    "integers-signs": lambda: {
+        "chained": np.cumsum(bell(13, (30, 60), 1) * 3, axis=1) // 4,
+        "alike": 1 - np.abs(product(14, (40, 40), 1, 3)).astype(np.int8) % 3,
+    },
     "integers-lanes": lambda: {"w": bell(6, (5000,), 9).astype(np.int16), "far": bell(7, (3000,), 9) + 2**40},
 }
 
