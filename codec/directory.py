@@ -1,26 +1,17 @@
-"""Names, shapes and types of the arrays in a blob, in about four bytes for each array of an ordinary network.
-
-Names of weights repeat one another ("blocks.0.depthwise.weight", "blocks.0.depthwise.bias"), and so do shapes. A name
-is cut into parts (words, digits, marks); parts shared with the name before cost next to nothing, other parts are
-looked up in a list of recent ones. `Recent` is that list, also for dimensions and types: an item seen before costs
-its place, a new one is spelled.
-"""
+"""The directory of a blob: names, shapes and types of its arrays, checked against limits before anything is decoded."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import numpy as np
 
 from .coding.bits import BitReader, BitWriter
 from .errors import CodecError
 from .limits import CodecLimits
-
-T = TypeVar("T")
+from .names import Described, Recent
 
 #: By the number that stands in the blob. Numbers are never reused.
 DTYPES: dict[int, np.dtype[np.generic]] = {
@@ -30,13 +21,6 @@ DTYPES: dict[int, np.dtype[np.generic]] = {
     )
 }
 _DTYPE_NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
-
-#: Parts of a name. Words are of lower-case letters only: those are spelled in 5 bits each.
-_PARTS = re.compile(rb"[a-z]+|[1-9][0-9]{0,8}|[^a-z1-9]+|.", re.DOTALL)
-_WORD = re.compile(rb"[a-z]+")
-_NUMBER = re.compile(rb"[1-9][0-9]{0,8}")
-#: Items that a list of recent ones remembers.
-_MEMORY = 256
 
 
 @dataclass(frozen=True)
@@ -53,47 +37,13 @@ class Entry:
         return math.prod(self.shape)
 
 
-class Recent(Generic[T]):
-    """A list of items, the most recent first, kept alike by both ends."""
-
-    def __init__(self) -> None:
-        self._items: list[T] = []
-
-    def write(self, head: BitWriter, item: T, spell: Callable[[BitWriter, T], None]) -> None:
-        """Write an item's place, or the place after the last and its spelling."""
-        known = item in self._items
-        place = self._items.index(item) if known else len(self._items)
-        head.number(place)
-        if not known:
-            spell(head, item)
-        self._keep(place, item)
-
-    def read(self, head: BitReader, spelled: Callable[[BitReader], T]) -> T:
-        """The inverse of `write`."""
-        place = head.number(largest=len(self._items))
-        item = self._items[place] if place < len(self._items) else spelled(head)
-        self._keep(place, item)
-        return item
-
-    def _keep(self, place: int, item: T) -> None:
-        del self._items[place : place + 1]
-        self._items.insert(0, item)
-        del self._items[_MEMORY:]
-
-
 def write(head: BitWriter, entries: Sequence[Entry], *, typed: bool) -> None:
     """Write all entries; without types if not `typed` (all arrays are float32 then)."""
     head.number(len(entries), 4)
-    parts: Recent[bytes] = Recent()
-    dimensions: Recent[int] = Recent()
-    ranks: Recent[int] = Recent()
+    described = Described()
     dtypes: Recent[int] = Recent()
-    before: list[bytes] = []
     for entry in entries:
-        before = _write_name(head, _cut(entry.name), before, parts)
-        ranks.write(head, len(entry.shape), lambda h, rank: h.number(rank))
-        for dimension in entry.shape:
-            dimensions.write(head, dimension, lambda h, size: h.number(size, 4))
+        described.write(head, entry.name, entry.shape)
         if typed:
             dtypes.write(head, _DTYPE_NUMBERS[entry.dtype], lambda h, number: h.number(number, 2))
 
@@ -101,19 +51,13 @@ def write(head: BitWriter, entries: Sequence[Entry], *, typed: bool) -> None:
 def read(head: BitReader, limits: CodecLimits, *, typed: bool) -> list[Entry]:
     """The inverse of `write`; `CodecError` if names repeat or the arrays exceed `limits`."""
     entries: list[Entry] = []
-    parts: Recent[bytes] = Recent()
-    dimensions: Recent[int] = Recent()
-    ranks: Recent[int] = Recent()
+    described = Described()
     dtypes: Recent[int] = Recent()
-    before: list[bytes] = []
     seen: set[str] = set()
     names_bytes = elements = size = 0
     for _ in range(head.number(4, largest=limits.arrays)):
-        before = _read_name(head, before, parts, limits)
-        name = _text(before)
-        names_bytes += sum(map(len, before))
-        rank = ranks.read(head, lambda h: h.number(largest=limits.dimensions))
-        shape = tuple(dimensions.read(head, lambda h: h.number(4, largest=2**62)) for _ in range(rank))
+        name, shape = described.read(head, limits)
+        names_bytes += len(name.encode())
         number = (
             dtypes.read(head, lambda h: h.number(2, largest=max(DTYPES))) if typed else _DTYPE_NUMBERS[np.dtype("f4")]
         )
@@ -183,64 +127,3 @@ class Totals:
                 f"the name {entry.name[:40]!r}... is too long, {limits.name_bytes} bytes are most: rename the array"
             )
         return entry
-
-
-def _cut(name: str) -> list[bytes]:
-    return _PARTS.findall(name.encode())
-
-
-def _text(parts: list[bytes]) -> str:
-    try:
-        return b"".join(parts).decode()
-    except UnicodeDecodeError as error:
-        raise CodecError("a name is not UTF-8: the blob is damaged") from error
-
-
-def _write_name(head: BitWriter, name: list[bytes], before: list[bytes], parts: Recent[bytes]) -> list[bytes]:
-    shared = next(
-        (i for i, (a, b) in enumerate(zip(name, before, strict=False)) if a != b), min(len(name), len(before))
-    )
-    head.number(len(before) - shared)
-    head.number(len(name) - shared, 1)
-    for part in name[shared:]:
-        parts.write(head, part, _spell)
-    return name
-
-
-def _read_name(head: BitReader, before: list[bytes], parts: Recent[bytes], limits: CodecLimits) -> list[bytes]:
-    shared = len(before) - head.number(largest=len(before))
-    name = before[:shared]
-    size = sum(map(len, name))
-    for _ in range(head.number(1, largest=limits.name_bytes)):
-        name.append(parts.read(head, lambda h: _spelled(h, limits)))
-        size += len(name[-1])
-        if size > limits.name_bytes:
-            raise CodecError(
-                f"a name is longer than {limits.name_bytes} bytes: raise name_bytes of CodecLimits to read it"
-            )
-    return name
-
-
-def _spell(head: BitWriter, part: bytes) -> None:
-    if _WORD.fullmatch(part):
-        head.bits(0, 1)
-        head.number(len(part), 2)
-        for letter in part:
-            head.bits(letter - ord("a"), 5)
-    elif _NUMBER.fullmatch(part):
-        head.bits(2, 2)
-        head.number(int(part), 2)
-    else:
-        head.bits(3, 2)
-        head.number(len(part))
-        for byte in part:
-            head.bits(byte, 8)
-
-
-def _spelled(head: BitReader, limits: CodecLimits) -> bytes:
-    if not head.bits(1):
-        length = head.number(2, largest=limits.name_bytes)
-        return bytes((head.bits(5) + ord("a")) & 255 for _ in range(length))
-    if not head.bits(1):
-        return b"%d" % head.number(2, largest=10**9)
-    return bytes(head.bits(8) for _ in range(head.number(largest=limits.name_bytes)))

@@ -10,9 +10,9 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
 from ..coding.bits import BitReader, BitWriter
-from ..directory import Recent
 from ..errors import CodecError
 from ..limits import CodecLimits
+from ..names import Recent
 from .pieces import GROUP_SYMBOLS, Link, Range
 from .source import Source
 from .tensors import Type

@@ -71,18 +71,68 @@ def spelled_part(bits: Bits) -> bytes:
     return bytes(bits.take(8) for _ in range(bits.number()))
 
 
+COMMON = (
+    ". weight bias _ conv 0 1 2 3 layer layers blocks block features norm bn fc head linear attn mlp proj out in "
+    "depthwise pointwise stem embed running mean var gamma beta kernel ih hh l dense / 4 5 6 7 w b"
+)
+
+
+def is_number(part: bytes) -> bool:
+    return re.fullmatch(rb"0|[1-9]\d{0,8}", part) is not None
+
+
+def following_name(names: list[list[bytes]], back: int) -> list[bytes]:
+    c, b = names[-back], names[-1]
+    if back + 1 > len(names):
+        return c
+    a = names[-back - 1]
+    if len(a) != len(b):
+        same = next(n for n in range(min(len(a), len(b)), -1, -1) if a[len(a) - n :] == b[len(b) - n :])
+        head = a[: len(a) - same]
+        return b[: len(b) - same] + c[len(head) :] if c[: len(head)] == head else c
+    name = list(c)
+    for place in range(min(len(c), len(b))):
+        if a[place] != b[place] and all(is_number(name[place]) for name in (a, b, c)):
+            total = int(c[place]) + int(b[place]) - int(a[place])
+            name[place] = str(total).encode() if 0 <= total <= 999_999_999 else c[place]
+        elif a[place] != b[place] and c[place] == a[place]:
+            name[place] = b[place]
+    return name
+
+
+def following_shape(shapes: list[tuple[int, ...]], back: int) -> tuple[int, ...]:
+    changes = {}
+    for k in range(back, 0, -1):
+        if k + back <= len(shapes) and len(shapes[-k]) == len(shapes[-k - back]):
+            for size, changed in zip(shapes[-k - back], shapes[-k], strict=True):
+                changes[size] = changed
+    return tuple(changes.get(size, size) for size in shapes[-back])
+
+
 def read_directory(bits: Bits, typed: bool) -> list[tuple[str, tuple[int, ...], str]]:
     entries = []
-    parts: list[bytes] = []
+    parts: list[bytes] = [part.encode() for part in COMMON.split()]
     ranks: list[int] = []
     sizes: list[int] = []
     types: list[int] = []
-    name: list[bytes] = []
+    names: list[list[bytes]] = []
+    shapes: list[tuple[int, ...]] = []
+    back = 1
     for _ in range(bits.number(4)):
-        name = name[: len(name) - bits.number()]
-        name = name + [recent(bits, parts, lambda: spelled_part(bits)) for _ in range(bits.number(1))]
-        rank = recent(bits, ranks, bits.number)
-        shape = tuple(recent(bits, sizes, lambda: bits.number(4)) for _ in range(rank))
+        how = bits.number() if names else 1
+        if how == 1:
+            name = names[-1][: len(names[-1]) - bits.number()] if names else [][: bits.number()]
+            name = name + [recent(bits, parts, lambda: spelled_part(bits)) for _ in range(bits.number(1))]
+        else:
+            back = how - 1 if how else back
+            name = following_name(names, back)
+        if how != 1 and bits.take(1):
+            shape = following_shape(shapes, back)
+        else:
+            rank = recent(bits, ranks, bits.number)
+            shape = tuple(recent(bits, sizes, lambda: bits.number(4)) for _ in range(rank))
+        names.append(name)
+        shapes.append(shape)
         dtype = TYPES[recent(bits, types, lambda: bits.number(2))] if typed else "float32"
         entries.append((b"".join(name).decode(), shape, dtype))
     return entries
@@ -383,6 +433,29 @@ def test_reads_the_golden_blobs_like_the_real_one(path: Path) -> None:
 def test_there_are_golden_blobs_of_both_kinds_and_all_modes() -> None:
     names = {re.sub(r"-v2$", "", path.stem) for path in VECTORS.glob("*.sndl")}
     assert {"integers-dense", "integers-tuples", "integers-runs", "integers-lanes", "delta-0", "delta-1"} <= names
+
+
+NAMES = st.lists(
+    st.tuples(
+        st.lists(st.sampled_from(["layer", "0", "1", "7", ".", "weight", "x", "ü"]), max_size=4).map("".join),
+        st.lists(st.sampled_from([0, 1, 3, 8]), max_size=3),
+    ),
+    max_size=8,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(NAMES, st.integers(1, 4))
+def test_reads_the_names_and_shapes_of_networks_like_the_real_one(
+    block: list[tuple[str, list[int]]], repeat: int
+) -> None:
+    arrays = {f"{i}.{name}": np.zeros([s + i for s in shape], np.int8) for i in range(repeat) for name, shape in block}
+    blob = encode_integers(arrays)
+    found = reference_decode(blob)
+    assert {name: (dtype, shape) for name, (dtype, shape, _) in found.items()} == {
+        name: ("int8", array.shape) for name, array in arrays.items()
+    }
+    assert [(n, a.shape) for n, a in decode_integers(blob).items()] == [(n, a.shape) for n, a in arrays.items()]
 
 
 @settings(max_examples=60, deadline=None)
