@@ -4,7 +4,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-live test test-fast check format bench wheel clean
+.PHONY: help setup demo demo-live test test-fast check format bench fuzz wheel clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -47,6 +47,10 @@ format: .venv/.dev  ## put the sources into form
 
 bench: .venv/.dev  ## every figure that README and docs claim, as JSON
 	@for b in benchmarks/[a-z]*.py; do echo "== $$b" >&2; $(BIN)/python $$b || exit 1; done
+
+FUZZ_SECONDS ?= 60
+fuzz: .venv/.dev  ## damage to blobs, guided by coverage, for a minute: make fuzz FUZZ_SECONDS=600
+	$(BIN)/python tests/codec/guided.py --seconds $(FUZZ_SECONDS)
 
 wheel: .venv/.dev  ## dist/: the sdist, and the wheel built from it
 	$(BIN)/python -m build --outdir dist .

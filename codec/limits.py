@@ -2,19 +2,23 @@
 
 Every size that a blob claims is checked against these before anything of that size is allocated, so bytes from a
 stranger cost at most what is written here. The decoder holds one group of arrays at a time (`groups.py`): its own
-working memory is at most about `WORK_BYTES_PER_ELEMENT` for each element of the largest group (at most 2**20 elements
+working memory is at most `WORK_BYTES_PER_ELEMENT` for each element of the largest group (at most 2**20 elements
 or one array, whichever is more) and `WORK_BYTES_PER_BLOB_BYTE` for each byte of that group, plus one copy of the
-blob, plus what it hands out.
+blob, plus what it hands out. `memory_bytes` adds that up, and `benchmarks/fuzz.py` holds every decoder to it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .groups import GROUP_ELEMENTS
+
 #: Bytes of scratch memory for each element of a group while decoding (64-bit symbols, tokens, raw bits, positions).
-WORK_BYTES_PER_ELEMENT = 96
+WORK_BYTES_PER_ELEMENT = 48
 #: And for each byte of the coded group (64-bit windows on every second byte, of all bits forward and backward).
 WORK_BYTES_PER_BLOB_BYTE = 20
+#: And whatever the input is: tables, the inner state of zlib and lzma.
+WORK_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,16 @@ class CodecLimits:
     names_bytes: int = 4 * 2**20
     #: Huffman codes in one group; each takes 16 KiB while decoding.
     codes: int = 1024
+
+    def memory_bytes(self, blob: int) -> int:
+        """Bytes that decoding a blob of `blob` bytes takes at most: results, scratch, a copy of the blob.
+
+        Of a file or patch each byte may be an element, but no group has more than `GROUP_ELEMENTS`.
+        """
+        arrays = min(self.elements, max(self.array_elements, GROUP_ELEMENTS))
+        largest = max(arrays, min(self.decoded_bytes, GROUP_ELEMENTS))
+        scratch = WORK_BYTES_PER_ELEMENT * largest + WORK_BYTES_PER_BLOB_BYTE * blob + WORK_BYTES
+        return self.decoded_bytes + blob + scratch
 
 
 DEFAULT_LIMITS = CodecLimits()

@@ -10,7 +10,7 @@ from ..errors import CodecError
 
 #: Numbers of the methods as they stand in blobs; never reused.
 PLAIN, DEFLATE, LZMA = 1, 2, 3
-#: Raw LZMA2 with a dictionary of this size: a stream that cannot ask its reader for a larger one.
+#: Raw LZMA2 with a dictionary of at most this size: a stream that cannot ask its reader for a larger one.
 _DICTIONARY = 1 << 22
 #: Contexts of LZMA: for text and structure, and for items of four bytes. The stream itself says which.
 _CONTEXTS: list[dict[str, Any]] = [{}, {"lc": 0, "lp": 2}]
@@ -46,7 +46,8 @@ def expand(method: int, data: bytes, size: int) -> bytes:
             raise CodecError(f"a deflated part cannot be inflated ({error}): the blob is damaged") from error
         rest, complete = inflater.unused_data, inflater.eof
     elif method == LZMA:
-        decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters({}))
+        # A dictionary of no more than comes out: a few damaged bytes shall not cost megabytes.
+        decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters({"dict_size": _dictionary(size)}))
         try:
             result = decoder.decompress(data, size + 1)
         except (lzma.LZMAError, EOFError) as error:
@@ -61,13 +62,18 @@ def expand(method: int, data: bytes, size: int) -> bytes:
 
 def _lzma(data: bytes, contexts: dict[str, Any]) -> bytes:
     # No more dictionary than there are bytes: LZMA's own memory is about twelve times as large.
-    size = min(_DICTIONARY, max(1 << 12, len(data)))
-    return lzma.compress(data, lzma.FORMAT_RAW, filters=_filters({**contexts, "dict_size": size}))
+    filters = _filters({**contexts, "dict_size": _dictionary(len(data))})
+    return lzma.compress(data, lzma.FORMAT_RAW, filters=filters)
+
+
+def _dictionary(size: int) -> int:
+    """Bytes of dictionary for data of this size: both ends need no more."""
+    return min(_DICTIONARY, max(1 << 12, size))
 
 
 def _filters(contexts: dict[str, Any]) -> list[dict[str, Any]]:
     preset = 6 | lzma.PRESET_EXTREME
-    return [{"id": lzma.FILTER_LZMA2, "preset": preset, "dict_size": _DICTIONARY, **contexts}]
+    return [{"id": lzma.FILTER_LZMA2, "preset": preset, **contexts}]
 
 
 def deflate(data: bytes, level: int = 9) -> bytes:
