@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 GENERAL = ("zlib", "lzma", "zstd", "brotli")
+#: As in `codec.py`.
+MOST_ERROR = 0.95
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -66,7 +68,8 @@ def equal(report: dict[str, Any]) -> str:
     """A line for each share of zeros: geometric mean over all deltas, and the worst of them."""
     rows: list[list[object]] = []
     for share in (80, 95, 99):
-        found = {name: row for name, row in report["deltas"].items() if name.endswith(f"-step{share}")}
+        deltas = {name: row for name, row in report["deltas"].items() if name.endswith(f"-step{share}")}
+        found = {name: row for name, row in deltas.items() if row["error"] <= MOST_ERROR}
         cells = []
         for other in ("uniform", "by_quality", "trellis", "trellis_tuned"):
             ratios = {name: row["ratio"][other] for name, row in found.items() if row["ratio"][other]}
@@ -74,7 +77,7 @@ def equal(report: dict[str, Any]) -> str:
                 cells.append("-")
                 continue
             worst = max(ratios, key=lambda name: float(ratios[name]))
-            of = f" of {len(ratios)}" if len(ratios) < len(found) else ""
+            of = f" of {len(ratios)}" if len(ratios) < len(deltas) else ""
             cells.append(f"{mean(ratios.values()):.3f}{of}, worst {ratios[worst]:.3f} ({worst.rsplit('-', 1)[0]})")
         error = statistics.fmean(row["error"] for row in found.values())
         rows.append([f"{share} %", f"{error:.2f}", *cells])
