@@ -19,7 +19,9 @@ I64 = npt.NDArray[np.int64]
 Integers = npt.NDArray[np.signedinteger]
 
 #: Longer sequences (of values, or of runs) are judged by this many, taken in `_PIECES` equidistant pieces.
-_SAMPLE, _PIECES = 1 << 13, 8
+_SAMPLE, _PIECES = 1 << 13, 32
+#: For sequences of up to so many values, more ways are tried: they cost little time, and their tables count.
+_FEW = 1 << 12
 #: Bits in the header for a symbol that occurs, and one that does not.
 _SYMBOL_BITS, _ABSENT_BITS = 3, 1
 #: What a Huffman code takes above the entropy, in units of 2**-16 bits for each symbol, if no symbol is frequent.
@@ -32,23 +34,24 @@ _UNSEEN = 47274
 
 def choose(values: Integers) -> tuple[Coded, I64]:
     """The cheapest way for a sequence, and its code lengths."""
-    base = _frequent(_sample(values))
+    base = _frequent(_sample(values, _SAMPLE))
     if base:
         values = values - values.dtype.type(base)
     signed = bool(values.min() < 0)
     zeros = 100 * (len(values) - int(np.count_nonzero(values))) // len(values)
-    sample = _sample(values)
+    few = len(values) <= _FEW
+    sample = _sample(values, _SAMPLE << 2 if zeros >= 50 else _SAMPLE)
     judged: list[tuple[int, int, Coded, int, int]] = []
 
     def judge(coded: Coded | None, count: int, sampled: int) -> None:
         if coded is not None:
             judged.append((_cost(coded, count, sampled), len(judged), coded, count, sampled))
 
-    for way in _tuples(sample, signed):
+    for way in _tuples(sample, signed, few):
         judge(modes.MODES[way.mode].encode(sample, way), len(values), len(sample))
-    if zeros >= 50 and values.any():
+    if zeros >= (10 if few else 40) and values.any():
         gaps, nonzeros = modes.runs(values)
-        some, of_them = _sample(gaps), _sample(nonzeros)
+        some, of_them = _sample(gaps, _SAMPLE), _sample(nonzeros, _SAMPLE)
         longest = int(natural(of_them, signed).max(initial=0)).bit_length()
         for split in range(1, min(max(longest, 1), 4) + 1):
             for extent in (1, 2, 3, 4):
@@ -69,10 +72,10 @@ def _frequent(sample: Integers) -> int:
     return middle if 2 * int(np.count_nonzero(sample == middle)) > len(sample) else 0
 
 
-def _sample(values: Integers) -> Integers:
-    if len(values) <= _SAMPLE:
+def _sample(values: Integers, size: int) -> Integers:
+    if len(values) <= size:
         return values
-    piece, pitch = _SAMPLE // _PIECES, len(values) // _PIECES
+    piece, pitch = size // _PIECES, len(values) // _PIECES
     return np.concatenate([values[i * pitch : i * pitch + piece] for i in range(_PIECES)])
 
 
@@ -98,18 +101,18 @@ def _exact_cost(coded: Coded, count: int, sampled: int) -> int:
     return bits * count // sampled + (table << fixed.FRACTION)
 
 
-def _tuples(sample: Integers, signed: bool) -> Iterator[Way]:
+def _tuples(sample: Integers, signed: bool, few: bool) -> Iterator[Way]:
     """Ways of tuples worth a try, by the largest value and the share of the most frequent one in percent."""
     naturals = natural(sample, signed)
     top = min(max(int(naturals.max()).bit_length(), 1), modes.LARGEST_SPLIT)
     most = int(np.bincount(np.minimum(naturals, 1 << modes.LARGEST_SPLIT).astype(np.int64)).max())
     share = 100 * most // len(sample)
-    if share < 50:
-        fewest = top - 1 if len(sample) == _SAMPLE else top - 4
+    if share < 50 or few:
+        fewest = top - 4 if len(sample) < _SAMPLE else top - 1
         yield from (Way(TUPLES, signed, split, 1) for split in range(max(1, fewest), top + 1))
-    if 15 <= share < 75:
+    if share >= 15 and (share < 75 or few):
         yield from (Way(TUPLES, signed, split, 2) for split in range(1, min(top, 4) + 1))
-    if 35 <= share < 85:
+    if share >= 35 and (share < 85 or few):
         yield from (Way(TUPLES, signed, split, 3) for split in range(1, min(top, 3) + 1))
     if share >= 50:
         yield Way(TUPLES, signed, min(top, 2), 4)
