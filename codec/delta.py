@@ -128,9 +128,9 @@ def accumulate(
 ) -> None:
     """Add `weight` times the delta in `blob` to float tensors `into`, in place, in their own precision.
 
-    `into` may have more tensors than the blob. Only one group of levels is held: a blob of several groups is
-    decoded twice, first to verify it, then to add it. Raises `CodecError` if the blob is malformed, names a tensor
-    that is not there, or one of another shape; `into` is unchanged then.
+    `into` may have more tensors than the blob. Only one group of levels is held: of a blob of several groups, all but
+    the last are decoded twice, first to verify them, then to add them. Raises `CodecError` if the blob is malformed,
+    names a tensor that is not there, or one of another shape; `into` is unchanged then.
     """
     if not math.isfinite(weight):
         raise CodecError(f"a weight of {weight} would destroy the sum: weights are finite")
@@ -138,12 +138,21 @@ def accumulate(
     for entry in entries:
         _check_target(entry, into)
     members = list(groups.cut(entries, lambda entry: entry.count))
-    if len(members) > 1:
-        for group, data in zip(members, groups.split(payload, at, len(members)), strict=True):
-            _decode_group(data, group, limits)
+    levels: list[tuple[Levels, int]] = []
     for group, data in zip(members, groups.split(payload, at, len(members)), strict=True):
-        for entry, (levels, step) in zip(group, _decode_group(data, group, limits), strict=True):
-            scaled.add(levels.reshape(-1), step, into[entry.name], weight)
+        levels.clear()
+        levels += _decode_group(data, group, limits)
+    if levels:
+        _add(members[-1], levels, into, weight)
+    for group, data in zip(members[:-1], groups.split(payload, at, len(members)), strict=False):
+        _add(group, _decode_group(data, group, limits), into, weight)
+
+
+def _add(group: Sequence[Entry], levels: list[tuple[Levels, int]], into: Mapping[str, Floats], weight: float) -> None:
+    """Add the levels of a group, and let go of each when it is added."""
+    for entry in reversed(group):
+        array, step = levels.pop()
+        scaled.add(array.reshape(-1), step, into[entry.name], weight)
 
 
 def _within(entries: Sequence[Entry], totals: Sequence[F32], most: int) -> tuple[bytes, Sequence[Quantized]]:

@@ -220,6 +220,8 @@ class Seen:
         set of the same axis (1 if there is none); `crossing` are the labels of the other axis. `words` are the costs
         of tokens by context. Long lines are judged by a part of them.
         """
+        # Words may be known of a sample only, in which the rarest tokens are not.
+        words = np.pad(words, ((0, 0), (0, max(0, self.top - words.shape[1]))), mode="edge")
         view = self.tokens if axis == 0 else self.tokens.T
         width = int(crossing.max()) + int(others.max()) - 1
         live = np.flatnonzero(crossing)

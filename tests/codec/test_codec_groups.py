@@ -213,3 +213,12 @@ def test_memory_is_that_of_a_group_however_many_there_are(small_groups: int, mon
     assert peak(lambda: accumulate(blob, into)) < allowed
     assert peak(lambda: [None for _ in iterate_delta(blob)]) < allowed
     assert peak(lambda: encode_integers(Lazy(names, lambda _: levels.copy()))) < 4 * allowed
+
+
+def test_values_that_no_sample_has_seen() -> None:
+    """Large arrays are judged by samples: a few values far beyond all others must not matter to that."""
+    generator = np.random.default_rng(1)
+    array = generator.standard_normal((1500, 1500)) * np.abs(generator.standard_normal((1500, 1))) * 3
+    array[7, 9], array[-1, 5] = 4000, -9000
+    levels = np.rint(array).astype(np.int32)
+    assert np.array_equal(decode_integers(encode_integers({"w": levels}))["w"], levels)
