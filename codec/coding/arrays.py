@@ -23,10 +23,10 @@ from ..errors import CodecError
 from ..limits import CodecLimits
 from . import describe, lanes, lines, modes, plan, tables, ways
 from .bits import BitReader, BitWriter, pack, unpack, words
-from .describe import Described
-from .division import Division, Labels, Shape
+from .describe import Described, Second
+from .division import Labels, Shape
 from .modes import Way
-from .signs import Signs
+from .template import Template
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -78,7 +78,7 @@ def encode(arrays: Sequence[npt.NDArray[np.generic]]) -> bytes:
 
     second = BitWriter()
     for each in planned:
-        describe.write_second(second, each.division, each.signs, total)
+        describe.write_second(second, each.division, each.signs, each.uses, total)
     codes = lanes.encode(second, [(sequence.symbols, lengths) for sequence, lengths in coded])
     raw_lengths = np.concatenate([np.zeros(0, np.int64), *(sequence.raw_lengths for sequence, _ in coded)])
     raw = pack(
@@ -97,7 +97,12 @@ def decode(data: bytes, shapes: Sequence[tuple[int, ...]], limits: CodecLimits) 
     head = BitReader(data)
     total = head.number(largest=min(limits.codes, MOST_SEQUENCES))
     streams = head.number(largest=lines.MOST_STREAMS)
-    described = [describe.read(head, Shape.of(shape), total, streams) for shape in shapes if math.prod(shape)]
+    described: list[Described] = []
+    for shape in shapes:
+        if math.prod(shape):
+            described.append(describe.read(head, Shape.of(shape), total, streams))
+        if math.prod(shape) and described[-1].template:
+            described.append(describe.read(head, Shape.of((described[-1].shape.columns,)), total, streams))
     counts = [0] * streams
     for each in described:
         for size, (_, stream) in zip(each.lines, each.sets, strict=True):
@@ -107,7 +112,7 @@ def decode(data: bytes, shapes: Sequence[tuple[int, ...]], limits: CodecLimits) 
     all_ways: list[Way] = []
     strides: list[int] = []
     for _ in range(total):
-        all_ways.append(modes.read_way(head, sum(map(math.prod, shapes))))
+        all_ways.append(modes.read_way(head, sum(each.shape.size for each in described)))
         strides.append(head.bits(tables.STRIDE_BITS))
     alphabets = [way.alphabet for way in all_ways]
     if total:
@@ -122,15 +127,15 @@ def decode(data: bytes, shapes: Sequence[tuple[int, ...]], limits: CodecLimits) 
     found_labels = [each.split(symbols) for each, symbols in zip(joined, decoded, strict=True)]
     second = BitReader(data)
     second.position = 8 * (at + -(-layout.bits // 8))
-    divided: list[tuple[Division | None, Signs]] = []
+    seconds: list[Second] = []
     used = [0] * streams
     for each in described:
         labels: list[Labels] = []
         for size, (changes, stream) in zip(each.lines, each.sets, strict=True):
             labels.append(lines.labels(found_labels[stream][used[stream] : used[stream] + size], changes))
             used[stream] += size
-        divided.append(describe.read_second(second, each, labels, total))
-    values = _Values(data, second, described, divided, list(zip(all_ways, lengths, strict=True)))
+        seconds.append(describe.read_second(second, each, labels, total))
+    values = _Values(data, second, described, seconds, list(zip(all_ways, lengths, strict=True)))
     return [values.next(shape) if math.prod(shape) else np.zeros(shape, np.int32) for shape in shapes]
 
 
@@ -142,16 +147,16 @@ class _Values:
         data: bytes,
         head: BitReader,
         described: Sequence[Described],
-        divided: Sequence[tuple[Division | None, Signs]],
+        seconds: Sequence[Second],
         codes: Sequence[tuple[Way, I64]],
     ) -> None:
-        orders = [None if each is None else each.order() for each, _ in divided]
+        orders = [None if each.division is None else each.division.order() for each in seconds]
         sizes = np.zeros(len(codes), np.int64)
         for each, order in zip(described, orders, strict=True):
             if order is not None:
                 sizes += order.sizes(len(codes))
             elif each.kind != describe.CONSTANT:
-                sizes[each.code] += each.shape.rows * each.shape.columns
+                sizes[each.code] += each.shape.size
         counts: list[int] = sizes.tolist()
         lengths = [way.length(count) for count, (way, _) in zip(counts, codes, strict=True)]
         for length, count in zip(lengths, counts, strict=True):
@@ -167,30 +172,36 @@ class _Values:
         ]
         raw.finish()
         self._used = [0] * len(codes)
-        self._arrays = zip(described, orders, divided, strict=True)
+        self._arrays = zip(described, orders, seconds, strict=True)
 
     def next(self, shape: tuple[int, ...]) -> Integers:
         """The next array."""
-        each, order, (divided, treated) = next(self._arrays)
+        return self._matrix().reshape(shape)
+
+    def _matrix(self) -> Integers:
+        each, order, second = next(self._arrays)
         base = each.base
         small = -_NARROW < base < _NARROW
         if each.kind == describe.CONSTANT:
+            shape = (each.shape.rows, each.shape.columns)
             return np.full(shape, base, np.int32 if small else np.int64)
-        codes = [each.code] if divided is None else np.unique(divided.classes).tolist()
+        codes = [each.code] if second.division is None else np.unique(second.division.classes).tolist()
         dtype: np.dtype[np.signedinteger] = np.dtype(
             np.int32 if small and all(self._sequences[code].itemsize == 4 for code in codes) else np.int64
         )
         if order is None:
             begin = self._used[each.code]
-            self._used[each.code] = begin + each.shape.rows * each.shape.columns
+            self._used[each.code] = begin + each.shape.size
             values = self._sequences[each.code][begin : self._used[each.code]].astype(dtype, copy=False)
             values = values.reshape(each.shape.rows, each.shape.columns)
         else:
             values = order.join(self._sequences, self._used, dtype)
-        values = treated.restore(values)
+        if second.uses is not None:
+            values = Template(self._matrix()[0], second.uses).add(values)
+        values = second.signs.restore(values)
         if base:
             values = values + dtype.type(base)
-        return values.reshape(shape)
+        return values
 
 
 class _Raw:

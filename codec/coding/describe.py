@@ -21,8 +21,9 @@ from .signs import NO_SIGNS, Signs
 Codes = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
 
-#: What an array is: one sequence, nothing but its base, divided; one sequence or divided, with changed signs.
-WHOLE, CONSTANT, DIVIDED, WHOLE_SIGNS, DIVIDED_SIGNS = range(5)
+#: What an array is: one sequence, nothing but its base, divided; one sequence or divided, with changed signs; the same
+#: with a template, which is then described next.
+WHOLE, CONSTANT, DIVIDED, WHOLE_SIGNS, DIVIDED_SIGNS, WHOLE_TEMPLATE, DIVIDED_TEMPLATE = range(7)
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,17 @@ class Described:
     @property
     def divided(self) -> bool:
         """Whether it is of several sequences."""
-        return self.kind in (DIVIDED, DIVIDED_SIGNS)
+        return self.kind in (DIVIDED, DIVIDED_SIGNS, DIVIDED_TEMPLATE)
 
     @property
     def signs(self) -> bool:
-        """Whether signs are changed."""
-        return self.kind in (WHOLE_SIGNS, DIVIDED_SIGNS)
+        """Whether signs may be changed."""
+        return self.kind >= WHOLE_SIGNS
+
+    @property
+    def template(self) -> bool:
+        """Whether a template was subtracted from some rows."""
+        return self.kind >= WHOLE_TEMPLATE
 
     @property
     def lines(self) -> list[int]:
@@ -73,10 +79,12 @@ class Described:
 
 def read(head: BitReader, shape: Shape, codes: int, streams: int) -> Described:
     """The inverse of `Described.write`."""
-    base, kind = modes.read_base(head), head.number(largest=DIVIDED_SIGNS) if codes else CONSTANT
+    base, kind = modes.read_base(head), head.number(largest=DIVIDED_TEMPLATE) if codes else CONSTANT
     if kind == CONSTANT:
         return Described(shape, base, kind)
-    if kind in (WHOLE, WHOLE_SIGNS):
+    if kind in (WHOLE_TEMPLATE, DIVIDED_TEMPLATE) and shape.rows < 2:
+        raise CodecError("an array of one row has a template: the blob is damaged")
+    if kind in (WHOLE, WHOLE_SIGNS, WHOLE_TEMPLATE):
         return Described(shape, base, kind, _below(head.bits(width(codes)), codes))
     by_row, by_column = bool(head.bits(1)), head.bits(2)
     total = len(shape.lines(by_row, by_column))
@@ -86,24 +94,33 @@ def read(head: BitReader, shape: Shape, codes: int, streams: int) -> Described:
     return Described(shape, base, kind, 0, by_row, by_column, sets)
 
 
-def write_second(head: BitWriter, divided: Division | None, signs: Signs, codes: int) -> None:
-    """Append to the second header: the code of each context, and what was done to signs."""
+@dataclass(frozen=True)
+class Second:
+    """What the second header says of an array; `uses` are the rows with the template."""
+
+    division: Division | None
+    signs: Signs
+    uses: Flags | None
+
+
+def write_second(head: BitWriter, divided: Division | None, signs: Signs, uses: Flags | None, codes: int) -> None:
+    """Append to the second header: the code of each context, what was done to signs, which rows use the template."""
     if divided is not None:
         numbers: list[int] = divided.classes.tolist()
         head.bits(numbers[0], width(codes))
         for before, number in itertools.pairwise(numbers):
             head.signed(number - before)
-    if signs.changed:
+    if signs.changed or uses is not None:
         head.bits(signs.chained, 1)
-        for flags, lines in zip((signs.rows, signs.columns), live(divided), strict=True):
+        for flags, lines in zip((signs.rows, signs.columns), _signed(divided, uses is not None), strict=True):
             head.bits(flags is not None, 1)
             if flags is not None:
                 head.flags(flags if lines is None else flags[lines])
+    if uses is not None:
+        head.flags(uses)
 
 
-def read_second(
-    head: BitReader, each: Described, labels: Sequence[Labels], codes: int
-) -> tuple[Division | None, Signs]:
+def read_second(head: BitReader, each: Described, labels: Sequence[Labels], codes: int) -> Second:
     """The inverse of `write_second`, where the labels are known."""
     divided = None
     if each.divided:
@@ -115,21 +132,24 @@ def read_second(
             raise CodecError("a context is of a sequence that is not there: the blob is damaged")
         divided = Division(each.shape, each.by_row, each.by_column, labels, np.array(numbers, np.uint8))
     if not each.signs:
-        return divided, NO_SIGNS
+        return Second(divided, NO_SIGNS, None)
     chained = bool(head.bits(1))
     negated: list[Flags | None] = [None, None]
-    for axis, (lines, size) in enumerate(zip(live(divided), (each.shape.rows, each.shape.columns), strict=True)):
+    for axis, (lines, size) in enumerate(
+        zip(_signed(divided, each.template), (each.shape.rows, each.shape.columns), strict=True)
+    ):
         if head.bits(1):
             flags = np.zeros(size, np.bool_)
             count = size if lines is None else int(np.count_nonzero(lines))
             flags[slice(None) if lines is None else lines] = head.flags(count)
             negated[axis] = flags
-    return divided, Signs(negated[0], negated[1], chained)
+    uses = head.flags(each.shape.rows) if each.template else None
+    return Second(divided, Signs(negated[0], negated[1], chained), uses)
 
 
-def live(divided: Division | None) -> tuple[Flags | None, Flags | None]:
-    """The rows and columns that have elements that are coded; None for all."""
-    if divided is None:
+def _signed(divided: Division | None, template: bool) -> tuple[Flags | None, Flags | None]:
+    """The rows and columns that may have values that are not zero; None for all."""
+    if divided is None or template:
         return None, None
     return divided.row_labels() > 0, divided.column_labels() > 0
 

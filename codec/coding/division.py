@@ -60,6 +60,11 @@ class Shape:
     def columns(self) -> int:
         return self.channels * self.taps
 
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return self.rows * self.columns
+
     def lines(self, by_row: bool, by_column: int) -> list[int]:
         """How many lines each set of labels has: rows first, then columns."""
         sizes = [self.rows] if by_row else []

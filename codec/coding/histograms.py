@@ -1,7 +1,7 @@
 """One array as the planner sees it: tokens, labels of lines, and how often each token occurs in each context.
 
-Planning never codes anything on trial. Values become tokens of a byte (sign and magnitude, large magnitudes by half
-octaves), and a few histograms over them say what every division would cost.
+Planning never codes anything on trial. Values become tokens of a byte (sign and magnitude, large magnitudes by parts
+of octaves), and a few histograms over them say what every division would cost.
 
 Two things tell lines apart: how large their values are, and (after lines were negated) how many of them are positive.
 Both go into one label: the first counts in ones, the second in steps of more than all that magnitudes can add up to.
@@ -24,19 +24,31 @@ Bytes = npt.NDArray[np.uint8]
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 
-#: Split of the magnitudes' tokens: 16 by themselves, larger ones by half octaves up to the largest.
-_SPLIT, _LARGEST = 4, (1 << 40) - 1
-_MAGNITUDES = (1 << _SPLIT) + 2 * (40 - _SPLIT)
+#: Magnitudes below 2**4 are tokens by themselves, from there on eighths of octaves, from 2**10 on half octaves.
+_SINGLE, _EIGHTHS, _LARGEST = 4, 10, (1 << 32) - 1
+_COARSE = (1 << _SINGLE) + 8 * (_EIGHTHS - _SINGLE)
+_MAGNITUDES = _COARSE + 2 * (32 - _EIGHTHS)
 #: How many tokens there are: 0, and each magnitude with each sign.
 TOKENS = 2 * _MAGNITUDES - 1
-#: How large the values of each token are: about their logarithm.
-_BY_MAGNITUDE: I64 = np.concatenate(
-    [
-        fixed.log2(np.arange(1, (1 << _SPLIT) + 1)) >> 8,
-        (np.arange(_MAGNITUDES - (1 << _SPLIT)) + 2 * _SPLIT) << 7,
-    ]
+
+
+def _by_token(single: I64, eighths: I64, halves: I64) -> I64:
+    """A number for each token, from those for its kinds of magnitude."""
+    result: I64 = np.concatenate([single, eighths, halves])[(np.arange(TOKENS) + 1) // 2]
+    return result
+
+
+#: How large the values of each token are (about their logarithm), and how many of their bits it does not tell.
+WEIGHTS = _by_token(
+    fixed.log2(np.arange(1, (1 << _SINGLE) + 1)) >> 8,
+    (np.arange(8 * (_EIGHTHS - _SINGLE)) + 8 * _SINGLE) << 5,
+    (np.arange(2 * (32 - _EIGHTHS)) + 2 * _EIGHTHS) << 7,
 )
-WEIGHTS: I64 = _BY_MAGNITUDE[(np.arange(TOKENS) + 1) // 2]
+UNTOLD = _by_token(
+    np.zeros(1 << _SINGLE, np.int64),
+    np.arange(8 * (_EIGHTHS - _SINGLE)) // 8 + _SINGLE - 3,
+    np.arange(2 * (32 - _EIGHTHS)) // 2 + _EIGHTHS - 1,
+)
 #: Values in a range of at most this size become tokens by a table.
 _TABLE = 1 << 16
 #: Elements of an array that histograms are made of, about.
@@ -63,8 +75,12 @@ def to_tokens(values: Integers) -> Bytes:
 
 def _tokens(values: Integers) -> Bytes:
     wide = np.clip(values.astype(np.int64, copy=False), -_LARGEST, _LARGEST)
-    found = 2 * tokens.split_tokens(np.abs(wide).view(np.uint64), _SPLIT)[0] - (wide < 0)
-    return found.astype(np.uint8)
+    magnitude = np.abs(wide)
+    octave = np.maximum(tokens.bit_length(magnitude.view(np.uint64)) - 1, _SINGLE)
+    eighths = (1 << _SINGLE) + 8 * (octave - _SINGLE) + ((magnitude >> (octave - 3)) & 7)
+    halves = _COARSE + 2 * (octave - _EIGHTHS) + ((magnitude >> (octave - 1)) & 1)
+    found = np.where(magnitude < 1 << _SINGLE, magnitude, np.where(octave < _EIGHTHS, eighths, halves))
+    return (2 * found - (wide < 0)).astype(np.uint8)
 
 
 @dataclass(frozen=True)

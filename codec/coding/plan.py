@@ -11,15 +11,15 @@ decided here stands in the blob.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from . import classes, describe, fixed, signs
+from . import classes, describe, fixed, signs, template
 from .describe import Described
 from .division import CHANNEL, CHANNEL_AND_TAP, UNLABELLED, Division, Labels, Shape, contexts
-from .histograms import TOKENS, WEIGHTS, Choice, Seen, column_labels, to_tokens
+from .histograms import TOKENS, UNTOLD, WEIGHTS, Choice, Seen, column_labels, to_tokens
 from .signs import NO_SIGNS, Signs
 
 Integers = npt.NDArray[np.signedinteger]
@@ -52,6 +52,8 @@ class Planned:
     division: Division | None
     code: int
     signs: Signs
+    #: Which rows have a template subtracted: that is planned next after this.
+    uses: Flags | None = None
 
     @property
     def labels(self) -> Sequence[Labels]:
@@ -63,11 +65,17 @@ class Planned:
         if self.constant:
             return Described(self.shape, self.base, describe.CONSTANT)
         if self.division is None:
-            kind = describe.WHOLE_SIGNS if self.signs.changed else describe.WHOLE
+            kinds = describe.WHOLE, describe.WHOLE_SIGNS, describe.WHOLE_TEMPLATE
+            kind = kinds[self._treatment]
             return Described(self.shape, self.base, kind, self.code)
-        kind = describe.DIVIDED_SIGNS if self.signs.changed else describe.DIVIDED
+        kinds = describe.DIVIDED, describe.DIVIDED_SIGNS, describe.DIVIDED_TEMPLATE
+        kind = kinds[self._treatment]
         by_row, by_column = self.division.by_row, self.division.by_column
         return Described(self.shape, self.base, kind, 0, by_row, by_column, sets)
+
+    @property
+    def _treatment(self) -> int:
+        return 2 if self.uses is not None else 1 if self.signs.changed else 0
 
 
 def base_of(values: Integers) -> int:
@@ -85,8 +93,13 @@ def base_of(values: Integers) -> int:
 
 def plan(arrays: Sequence[tuple[Shape, Integers]]) -> tuple[list[Planned], int]:
     """What is decided about each array (a flat or shaped one that has elements), and how many codes there are."""
-    found = [_prepare(shape, values.reshape(shape.rows, shape.columns)) for shape, values in arrays]
-    members = [_Member(array) for array in found if not array.constant]
+    found: list[Planned] = []
+    members: list[_Member] = []
+    for shape, values in arrays:
+        planned = _prepare(shape, values.reshape(shape.rows, shape.columns))
+        taking_part = [] if planned.constant else _with_template(_Member(planned))
+        found += [member.planned for member in taking_part] or [planned]
+        members += taking_part
     if not members:
         return found, 0
     elements = sum(member.planned.values.size for member in members)
@@ -112,13 +125,26 @@ def _prepare(shape: Shape, values: Integers) -> Planned:
     return Planned(shape, base, found.apply(values), False, None, 0, found)
 
 
+def _with_template(member: _Member) -> list[_Member]:
+    """The array, or what is left of it without its template and that, if these are cheaper."""
+    planned = member.planned
+    found = template.find(planned.values)
+    if found is None:
+        return [member]
+    left = replace(planned, values=found.subtract(planned.values), uses=found.uses)
+    shape = Shape.of(found.row.shape)
+    parts = [_Member(left), _Member(Planned(shape, 0, found.row[np.newaxis], False, None, 0, NO_SIGNS))]
+    bits = sum(_whole_cost(part.choice) for part in parts) + (planned.shape.rows << fixed.FRACTION)
+    return parts if bits < _whole_cost(member.choice) else [member]
+
+
 class _Member:
     """An array that takes part in planning."""
 
     def __init__(self, planned: Planned) -> None:
         self.planned = planned
         shape, values = planned.shape, planned.values
-        self.seen = Seen(shape, values) if values.size >= _LEAST else None
+        self.seen = Seen(shape, values) if values.size >= _LEAST and values.any() else None
         if self.seen is not None:
             self.choices = self.seen.choices()
         else:
@@ -214,6 +240,11 @@ def _choice_bits(choice: Choice, context: int) -> int:
 
 def _own_cost(choice: Choice) -> int:
     return int(fixed.entropy(choice.histograms).sum()) + _choice_bits(choice, _OWN_CONTEXT_BITS)
+
+
+def _whole_cost(choice: Choice) -> int:
+    """The same with what tokens do not tell."""
+    return _own_cost(choice) + (int((choice.histograms @ UNTOLD).sum()) << fixed.FRACTION)
 
 
 def _columns_of_set(shape: Shape, way: int, sets: Sequence[Labels], number: int) -> tuple[I64, I64]:

@@ -14,11 +14,16 @@ Integers = npt.NDArray[np.signedinteger]
 
 def summary(array: Integers) -> str:
     """In how many classes, by which lines, and in which modes the encoder codes the items of an array."""
-    (planned,), total = plan.plan([(Shape.of(array.shape), arrays.narrow(array))])
+    (planned, *others), total = plan.plan([(Shape.of(array.shape), arrays.narrow(array))])
     if planned.constant:
         return "constant"
     parts: list[list[Integers]] = [[] for _ in range(total)]
     by: list[str] = []
+    for template in others:
+        if template.division is None:
+            parts[template.code].append(template.values.reshape(-1))
+        else:
+            template.division.order().divide(template.values, parts)
     if planned.division is None:
         parts[planned.code].append(planned.values.reshape(-1))
     else:
@@ -28,6 +33,7 @@ def summary(array: Integers) -> str:
     modes = dict.fromkeys(_name(ways.choose(np.concatenate(part))[0].way) for part in parts)
     classes = f"{total} class{'es' if total > 1 else ''}{' of ' + ' and '.join(by) if by else ''}"
     signs = ", chained signs" if planned.signs.chained else ", signs by line" if planned.signs.changed else ""
+    signs += ", a template" if others else ""
     return f"{classes}, {'/'.join(modes)}{signs}"
 
 

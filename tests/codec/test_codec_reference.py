@@ -228,16 +228,19 @@ def width(total: int) -> int:
 def read_arrays(bits: Bits, shapes: list[tuple[int, ...]]) -> list[list[int]]:
     total, label_streams = bits.number(), bits.number()
     arrays: list[dict[str, Any]] = []
-    for shape in shapes:
-        rows, channels, taps = matrix_of(shape)
+    waiting = list(shapes)
+    while waiting:
+        rows, channels, taps = matrix_of(waiting.pop(0))
         each: dict[str, Any] = {"rows": rows, "columns": channels * taps, "taps": taps, "by": (0, 0), "sets": []}
         each["base"], each["kind"] = bits.signed(), bits.number() if total else 1
-        if each["kind"] in (0, 3):
+        if each["kind"] in (0, 3, 5):
             each["code"] = bits.take(width(total))
-        elif each["kind"] in (2, 4):
+        elif each["kind"] in (2, 4, 6):
             by = each["by"] = bits.take(1), bits.take(2)
             sizes = [rows] * by[0] + [[], [channels * taps], [channels], [channels, taps]][by[1]]
             each["sets"] = [(size, bits.take(1), bits.take(width(label_streams))) for size in sizes]
+        if each["kind"] in (5, 6):
+            waiting.insert(0, (channels * taps,))
         arrays.append(each)
     joined = [(bits.take(2) + 1, bits.number(3) + 1, read_code(bits)) for _ in range(label_streams)]
     ways = []
@@ -267,13 +270,23 @@ def read_arrays(bits: Bits, shapes: list[tuple[int, ...]]) -> list[list[int]]:
         read_second(bits, each, streams, total)
     sizes = [0] * total
     for each in arrays:
-        for code in [each["code"]] * (each["rows"] * each["columns"]) if each["kind"] in (0, 3) else each["order"]:
+        for code in [each["code"]] * (each["rows"] * each["columns"]) if each["kind"] in (0, 3, 5) else each["order"]:
             sizes[code if isinstance(code, int) else code[0]] += 1
     lengths = [w[5] if w[0] == 1 else math.ceil(size / w[3]) for w, size in zip(ways, sizes, strict=True)]
     symbols_of = read_streams(bits, list(zip(lengths, codes, strict=True)))
     values = [read_sequence(bits, size, way, stream) for size, way, stream in zip(sizes, ways, symbols_of, strict=True)]
     assert len(bits.text) - bits.at < 8 and "1" not in bits.text[bits.at :]
-    return [array_of(each, values) for each in arrays]
+    result = []
+    waiting_arrays = list(arrays)
+    while waiting_arrays:
+        each = waiting_arrays.pop(0)
+        matrix = matrix_values(each, values)
+        if each["kind"] in (5, 6):
+            template = array_of(waiting_arrays[0], matrix_values(waiting_arrays.pop(0), values))
+            for use, line in zip(each["uses"], matrix, strict=True):
+                line[:] = [value + use * other for value, other in zip(line, template, strict=True)]
+        result.append(array_of(each, matrix))
+    return result
 
 
 def read_second(bits: Bits, each: dict[str, Any], streams: list[list[int]], total: int) -> None:
@@ -298,7 +311,7 @@ def read_second(bits: Bits, each: dict[str, Any], streams: list[list[int]], tota
         column = [c + t - 1 if c and t else 0 for c in sets[-2] for t in sets[-1]]
     else:
         column = [label for label in sets[-1] for _ in range(each["taps"] if by_column == 2 else 1)]
-    if each["kind"] in (2, 4):
+    if each["kind"] in (2, 4, 6):
         table = [bits.take(width(total))]
         for _ in range(max(sum(map(max, sets)) - len(sets), 0)):
             table.append(table[-1] + bits.signed())
@@ -311,24 +324,30 @@ def read_second(bits: Bits, each: dict[str, Any], streams: list[list[int]], tota
             for j in range(columns)
             if column[j] == b
         ]
-    elif each["kind"] in (0, 3):
+    elif each["kind"] in (0, 3, 5):
         each["order"] = [(each["code"], i, j) for i in range(rows) for j in range(columns)]
     else:
         each["order"] = []
     each["signs"], each["chained"] = [[1] * rows, [1] * columns], 0
-    if each["kind"] in (3, 4):
+    if each["kind"] >= 3:
         each["chained"] = bits.take(1)
         for signs, labels in zip(each["signs"], (row, column), strict=True):
             if bits.take(1):
                 for line, label in enumerate(labels):
-                    if label:
+                    if label or each["kind"] >= 5:
                         signs[line] = -1 if bits.take(1) else 1
+    if each["kind"] >= 5:
+        each["uses"] = [bits.take(1) for _ in range(rows)]
 
 
-def array_of(each: dict[str, Any], values: list[list[int]]) -> list[int]:
+def matrix_values(each: dict[str, Any], values: list[list[int]]) -> list[list[int]]:
     matrix = [[0] * each["columns"] for _ in range(each["rows"])]
     for code, i, j in each["order"]:
         matrix[i][j] = values[code].pop(0)
+    return matrix
+
+
+def array_of(each: dict[str, Any], matrix: list[list[int]]) -> list[int]:
     for line in matrix if each["chained"] else []:
         sign = 1
         for j, value in enumerate(line):
@@ -469,3 +488,42 @@ def test_reads_fresh_blobs_like_the_real_one(lists: list[list[int]], repeat: int
     arrays = {f"a{index}.w": np.array(values * repeat, np.int64) for index, values in enumerate(lists)}
     found = reference_decode(encode_integers(arrays))
     assert {name: values for name, (_, _, values) in found.items()} == {n: a.tolist() for n, a in arrays.items()}
+
+
+def structured(seed: int, shape: tuple[int, ...], template: bool) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Values as large as a number for each row times one for each column, some lines zero, signs in common."""
+    source = np.random.default_rng(seed)
+    rows, columns = shape[0], math.prod(shape[1:])
+    row, column = (
+        2.0 ** source.integers(-2, 4, size) * source.choice([-1, 1], size) * (source.random(size) > 0.2)
+        for size in (rows, columns)
+    )
+    noise = source.normal(source.choice([0, 1.5]), 1, (rows, columns))
+    values = np.rint(np.multiply.outer(row, column) * noise * source.choice([0.05, 1, 50]))
+    if template:
+        values = values // 16 + np.multiply.outer(source.random(rows) > 0.3, source.integers(-30, 30, columns))
+    if source.random() < 0.3:
+        values = np.abs(values) * np.sign(np.cumsum(source.normal(0, 1, (rows, columns)), axis=1))
+    result: np.ndarray[Any, np.dtype[np.int64]] = values.astype(np.int64).reshape(shape)
+    return result
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(
+        st.one_of(
+            st.tuples(st.integers(1, 40), st.integers(1, 30)),
+            st.tuples(st.integers(1, 16), st.integers(1, 8), st.integers(1, 3), st.integers(1, 3)),
+            st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 8), st.integers(1, 12)),
+        ),
+        min_size=1, max_size=3,
+    ),
+    st.booleans(),
+)  # fmt: skip
+def test_reads_divided_arrays_like_the_real_one(seed: int, shapes: list[tuple[int, ...]], template: bool) -> None:
+    arrays = {f"a{i}.w": structured(seed + i, shape, template) for i, shape in enumerate(shapes)}
+    blob = encode_integers(arrays)
+    assert all(np.array_equal(value, arrays[name]) for name, value in decode_integers(blob).items())
+    found = reference_decode(blob)
+    assert {n: values for n, (_, _, values) in found.items()} == {n: a.reshape(-1).tolist() for n, a in arrays.items()}

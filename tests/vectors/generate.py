@@ -97,6 +97,8 @@ INTEGERS: dict[str, Callable[[], Arrays]] = {
     },
     "integers-signs": lambda: {
         "chained": np.cumsum(bell(13, (30, 60), 1) * 3, axis=1) // 4,
+        "template": bell(15, (1, 50), 40) * np.array([[(i % 5 != 3) * (-1) ** (i % 2)] for i in range(40)])
+        + sparse(16, 2000, 4).reshape(40, 50),
         "alike": 1 - np.abs(product(14, (40, 40), 1, 3)).astype(np.int8) % 3,
     },
     "integers-lanes": lambda: {"w": bell(6, (5000,), 9).astype(np.int16), "far": bell(7, (3000,), 9) + 2**40},
