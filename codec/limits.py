@@ -35,13 +35,13 @@ class CodecLimits:
     elements: int = 2**27
     #: Elements of one array: what working memory is proportional to, from 2**20 on.
     array_elements: int = 2**27
-    #: Arrays in one blob.
-    arrays: int = 2**16
+    #: Arrays in one blob, or tensors of a packed file. Each takes some 20 microseconds, and may be only two bits.
+    arrays: int = 2**13
     #: Dimensions of one array (numpy 1.26 has no more).
     dimensions: int = 32
     #: UTF-8 bytes of one name, and of all names together.
     name_bytes: int = 1024
-    names_bytes: int = 4 * 2**20
+    names_bytes: int = 2**20
     #: Huffman codes in one group; each takes 16 KiB while decoding.
     codes: int = 1024
 

@@ -31,6 +31,8 @@ _LARGEST_NUMBER = 10**9
 _MEMORY = 256
 #: How far back a name that the next follows from may be.
 _FARTHEST = 64
+#: Parts of names that others follow from, and arrays whose sizes are looked at: what bounds the time for an array.
+_MOST_PARTS, _MOST_SHAPES = 64, 8
 #: What the list of recent parts begins with. The order is part of the format.
 _COMMON = tuple(
     b". weight bias _ conv 0 1 2 3 layer layers blocks block features norm bn fc head linear attn mlp proj out in "
@@ -133,7 +135,7 @@ class Described:
     def _shape(self, distance: int) -> Shape:
         """The shape `distance` back, its sizes changed as those since have changed against those before."""
         changed: dict[int, int] = {}
-        for back in range(min(distance, len(self._shapes) - distance), 0, -1):
+        for back in range(min(distance, len(self._shapes) - distance, _MOST_SHAPES), 0, -1):
             before, after = self._shapes[-back - distance], self._shapes[-back]
             if len(before) == len(after):
                 changed.update(zip(before, after, strict=True))
@@ -162,7 +164,9 @@ class Described:
 
 
 def _analogous(a: Parts, b: Parts, c: Parts) -> Parts:
-    """What is to c as b is to a: numbers count on, other parts are replaced."""
+    """What is to c as b is to a: numbers count on, other parts are replaced. Long names are c."""
+    if max(len(a), len(b), len(c)) > _MOST_PARTS:
+        return c
     if len(a) == len(b):
         result = list(c)
         for place, (old, new) in enumerate(zip(a, b, strict=True)):

@@ -15,7 +15,7 @@ from .tensors import Tensor
 #: Tensors of fewer bytes are not worth their entry.
 SMALLEST = 64
 #: Tensors of one file that are told apart; the largest are kept.
-MOST = 1 << 15
+MOST = 1 << 13
 
 
 def find(source: Source, smallest: int = SMALLEST) -> list[Tensor]:

@@ -86,6 +86,8 @@ def following_name(names: list[list[bytes]], back: int) -> list[bytes]:
     if back + 1 > len(names):
         return c
     a = names[-back - 1]
+    if len(a) > 64 or len(b) > 64 or len(c) > 64:
+        return c
     if len(a) != len(b):
         same = next(n for n in range(min(len(a), len(b)), -1, -1) if a[len(a) - n :] == b[len(b) - n :])
         head = a[: len(a) - same]
@@ -102,7 +104,7 @@ def following_name(names: list[list[bytes]], back: int) -> list[bytes]:
 
 def following_shape(shapes: list[tuple[int, ...]], back: int) -> tuple[int, ...]:
     changes = {}
-    for k in range(back, 0, -1):
+    for k in range(min(back, 8), 0, -1):
         if k + back <= len(shapes) and len(shapes[-k]) == len(shapes[-k - back]):
             for size, changed in zip(shapes[-k - back], shapes[-k], strict=True):
                 changes[size] = changed
