@@ -34,6 +34,8 @@ _FLOAT32 = np.dtype(np.float32)
 _STEP_ORDER = 2
 #: Levels that the encoder can produce; larger ones in a blob were not made by it.
 _LARGEST_LEVEL = 1 << 20
+#: Bytes of levels that `accumulate` keeps from verifying to adding.
+_KEPT = 1 << 23
 #: Magnitudes from here on are refused like infinite ones.
 _LARGEST_VALUE = np.float32(2.0**120)
 
@@ -128,9 +130,9 @@ def accumulate(
 ) -> None:
     """Add `weight` times the delta in `blob` to float tensors `into`, in place, in their own precision.
 
-    `into` may have more tensors than the blob. Only one group of levels is held: of a blob of several groups, all but
-    the last are decoded twice, first to verify them, then to add them. Raises `CodecError` if the blob is malformed,
-    names a tensor that is not there, or one of another shape; `into` is unchanged then.
+    `into` may have more tensors than the blob. One group of levels is held, and 8 MiB of those that were verified:
+    what does not fit is decoded twice, first to verify it, then to add it. Raises `CodecError` if the blob is
+    malformed, names a tensor that is not there, or one of another shape; `into` is unchanged then.
     """
     if not math.isfinite(weight):
         raise CodecError(f"a weight of {weight} would destroy the sum: weights are finite")
@@ -138,14 +140,17 @@ def accumulate(
     for entry in entries:
         _check_target(entry, into)
     members = list(groups.cut(entries, lambda entry: entry.count))
-    levels: list[tuple[Levels, int]] = []
+    kept: list[list[tuple[Levels, int]]] = []
+    room = _KEPT
     for group, data in zip(members, groups.split(payload, at, len(members)), strict=True):
-        levels.clear()
-        levels += _decode_group(data, group, limits)
-    if levels:
-        _add(members[-1], levels, into, weight)
-    for group, data in zip(members[:-1], groups.split(payload, at, len(members)), strict=False):
-        _add(group, _decode_group(data, group, limits), into, weight)
+        levels = _decode_group(data, group, limits)
+        if len(members) > 1:
+            levels = [(scaled.narrow(array), step) for array, step in levels]
+            room -= sum(array.nbytes for array, _ in levels)
+        kept.append(levels if room >= 0 else [])
+        del levels
+    for group, data, levels in zip(members, groups.split(payload, at, len(members)), kept, strict=True):
+        _add(group, levels or _decode_group(data, group, limits), into, weight)
 
 
 def _add(group: Sequence[Entry], levels: list[tuple[Levels, int]], into: Mapping[str, Floats], weight: float) -> None:

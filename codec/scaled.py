@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .steps import dequantize, step_size
+from .steps import Levels, dequantize, step_size
 
 #: Elements of a piece: levels, products and sums of one fit the second cache together.
 _PIECE = 1 << 15
@@ -25,9 +25,14 @@ def fits(peak: int, number: int) -> bool:
     return peak * step_size(number) <= _LARGEST
 
 
-def add(
-    levels: npt.NDArray[np.signedinteger[Any]], number: int, into: npt.NDArray[np.floating[Any]], weight: float
-) -> None:
+def narrow(levels: Levels) -> Levels:
+    """The same in as few bytes as hold them all."""
+    peak = max(int(levels.max(initial=0)), -int(levels.min(initial=0)))
+    dtype = np.dtype(np.int8 if peak < 1 << 7 else np.int16 if peak < 1 << 15 else np.int32)
+    return levels.astype(dtype, copy=False)
+
+
+def add(levels: Levels, number: int, into: npt.NDArray[np.floating[Any]], weight: float) -> None:
     """Add `weight` times the values of flat `levels` under a step number to `into`, in its precision."""
     step = step_size(number)
     factor = into.dtype.type(weight)
