@@ -8,13 +8,13 @@ all along.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from . import budget, container, directory, groups, quantize, scaled
+from . import container, directory, groups, quantize, scaled
 from .coding import arrays
 from .coding.bits import BitReader, BitWriter
 from .container import Kind
@@ -50,64 +50,61 @@ def encode_delta(
 ) -> tuple[bytes, dict[str, F32]]:
     """Encode float32 tensors, to be sent; returns the blob and the residual to hand in with the next delta.
 
-    `quality`, above 0 and below 1, is the share of each tensor's energy (sum of squares) that arrives with this blob,
-    at least; the rest stays in the residual: `delta + residual == decode_delta(blob) + new residual`, in float32,
-    element by element. Each tensor is asked for once, in order, and one group is held at a time besides the new
-    residual: `delta` may make its values when they are asked for.
+    `quality`, above 0 and below 1, is the share of the energy (sum of squares of all tensors together, residual
+    included) that arrives with this blob, at least; with as few bytes as that takes. The rest stays in the residual:
+    `delta + residual == decode_delta(blob) + new residual`, in float32, element by element. A tensor with little of the
+    energy may have to wait there until it has more.
 
     With `target_bytes`, `quality` is not looked at: the blob, all included, has at most so many bytes, and is close to
-    it, unless all is sent as finely as levels can with fewer. Over all tensors together the error is then about the
-    least for these bytes; a tensor with little energy may have to wait in the residual. All tensors are held at once.
+    it, unless all is sent as finely as levels can with fewer. The error is about the least for these bytes.
 
-    Raises `CodecError` if something is not float32 or not finite, if names or shapes of `residual` differ, or if
-    even nothing but zeros takes more than `target_bytes`.
+    Each tensor is asked for once, in order; besides the new residual, levels of one group are held at a time. Raises
+    `CodecError` if something is not float32 or not finite, if names or shapes of `residual` differ, or if even
+    nothing but zeros takes more than `target_bytes`.
     """
-    left: dict[str, F32] = {}
-    return encode_lossy(delta, residual, quality, left, target_bytes=target_bytes, limits=limits), left
-
-
-def encode_lossy(
-    delta: Mapping[str, F32],
-    residual: Mapping[str, F32] | None,
-    quality: float,
-    left: dict[str, F32] | None,
-    *,
-    target_bytes: int | None = None,
-    limits: CodecLimits = DEFAULT_LIMITS,
-) -> bytes:
-    """`encode_delta`, with the new residual put into `left`, or dropped if that is None."""
-    if not 0.0 < quality < 1.0:
-        raise CodecError(f"quality {quality} is not between 0 and 1: 0.9 sends nine tenths of the energy of a delta")
+    _check_quality(quality)
     if residual is not None and residual.keys() != delta.keys():
         names = sorted(residual.keys() ^ delta.keys())
         raise CodecError(f"residual and delta differ in {names[:5]}: the residual is of another model; start with None")
     totals = directory.Totals(limits)
     entries: list[Entry] = []
+    left: dict[str, F32] = {}
+    for name in delta:
+        value = _float32(delta[name], name)
+        entries.append(totals.add(Entry(name, _FLOAT32, value.shape)))
+        left[name] = _sum(value, None if residual is None else residual[name], name)
+    tensors = list(left.values())
+    if target_bytes is None:
+        found = quantize.keep(tensors, quality)
+        return _blob(entries, _kept(found, left)), left
+    smallest = len(_blob(entries, map(quantize.zero, tensors)))
+    if target_bytes < smallest:
+        raise CodecError(
+            f"{target_bytes} bytes are too few: even if nothing is sent, this delta takes {smallest} bytes"
+        )
+    blob, found = quantize.fit(tensors, target_bytes, smallest, lambda levels: _blob(entries, levels))
+    for _ in _kept(found, left):
+        pass
+    return blob, left
 
-    def totals_in_order() -> Iterator[tuple[str, F32]]:
+
+def encode_each(delta: Mapping[str, F32], quality: float, *, limits: CodecLimits = DEFAULT_LIMITS) -> bytes:
+    """Encode a delta after which no other will come: of each tensor's energy by itself, the share `quality` arrives.
+
+    Each tensor is asked for once, in order, and one group is held at a time: `delta` may make its values when they are
+    asked for. Raises `CodecError` as `encode_delta` does.
+    """
+    _check_quality(quality)
+    totals = directory.Totals(limits)
+    entries: list[Entry] = []
+
+    def quantized() -> Iterator[Quantized]:
         for name in delta:
             value = _float32(delta[name], name)
             entries.append(totals.add(Entry(name, _FLOAT32, value.shape)))
-            total = _sum(value, None if residual is None else residual[name], name)
-            if left is not None:
-                left[name] = total  # has its place in the order now, its values when it was coded
-            yield name, total
+            yield from quantize.keep([_sum(value, None, name)], quality)
 
-    def keep(group: Sequence[tuple[str, F32]], found: Sequence[Quantized]) -> None:
-        if left is not None:
-            left.update((name, each.residual) for (name, _), each in zip(group, found, strict=True))
-
-    if target_bytes is not None:
-        named = list(totals_in_order())
-        blob, found = _within(entries, [total for _, total in named], target_bytes)
-        keep(named, found)
-        return blob
-    coded: list[bytes] = []
-    for group in groups.cut(totals_in_order(), lambda item: item[1].size):
-        found = list(quantize.quantize([total for _, total in group], quality))
-        keep(group, found)
-        coded.append(_encode_group(found))
-    return _blob(entries, coded)
+    return _blob(entries, quantized())
 
 
 def decode_delta(blob: bytes, *, limits: CodecLimits = DEFAULT_LIMITS) -> dict[str, F32]:
@@ -160,19 +157,22 @@ def _add(group: Sequence[Entry], levels: list[tuple[Levels, int]], into: Mapping
         scaled.add(array.reshape(-1), step, into[entry.name], weight)
 
 
-def _within(entries: Sequence[Entry], totals: Sequence[F32], most: int) -> tuple[bytes, Sequence[Quantized]]:
-    """The blob of at most `most` bytes, and the levels in it."""
-
-    def code(tensors: Sequence[Quantized]) -> bytes:
-        return _blob(entries, [_encode_group(group) for group in groups.cut(tensors, lambda each: each.levels.size)])
-
-    smallest = len(code([quantize.zero(total) for total in totals]))
-    if most < smallest:
-        raise CodecError(f"{most} bytes are too few: even if nothing is sent, this delta takes {smallest} bytes")
-    return budget.fit(totals, most, smallest, code)
+def _check_quality(quality: float) -> None:
+    if not 0.0 < quality < 1.0:
+        raise CodecError(f"quality {quality} is not between 0 and 1: 0.9 sends nine tenths of the energy of a delta")
 
 
-def _blob(entries: Sequence[Entry], coded: Sequence[bytes]) -> bytes:
+def _kept(found: Iterable[Quantized], left: dict[str, F32]) -> Iterator[Quantized]:
+    """What was found for the tensors of `left`, which become, in place, what that leaves over."""
+    for total, each in zip(left.values(), found, strict=True):
+        if each.residual is not total:
+            total[...] = each.residual
+        yield each
+
+
+def _blob(entries: Sequence[Entry], tensors: Iterable[Quantized]) -> bytes:
+    """The blob of tensors; their entries need not be there before they are."""
+    coded = [_encode_group(group) for group in groups.cut(tensors, lambda each: each.levels.size)]
     head = BitWriter()
     directory.write(head, entries, typed=False)
     return container.wrap(Kind.DELTA, [head.to_bytes(), *groups.join(coded)])

@@ -37,10 +37,10 @@ _DROPPED = 23 - _PER_OCTAVE_BITS
 FRACTION = 6
 #: The bin of magnitude 0 on the scale of bins that `float32 bits >> _DROPPED` gives for scaled magnitudes.
 _ORIGIN = ((127 + SCALE) << _PER_OCTAVE_BITS) - BINS
-#: Bins' middles and their squares are summed on a coarser scale, so that 2**19 of them fit 64 bits.
+#: Bins' middles and their squares are summed on a coarser scale, so that 2**20 of them fit 64 bits.
 SUM_SCALE = 16
 #: More elements than this are judged by a sample.
-_SAMPLE = 1 << 18
+_SAMPLE = 1 << 19
 #: Lines shorter than this say nothing about the size of their elements.
 _SHORTEST_LINE = 8
 #: Elements of a group of classes at least, besides a share of all.
@@ -54,7 +54,8 @@ class Magnitudes:
     """`exponent`: magnitudes are below 2**exponent, and the largest is at least half that; None if all are zero.
 
     `energy`: the sum of squares of the scaled magnitudes (2**SCALE for 2**exponent), each rounded down to a whole.
-    `classes`: of each element, in the tensor's shape as a matrix; None if all are of one.
+    `rows`, `columns`: of each line, how its mean compares with the tensor's, in quarter octaves, CLASSES / 2 being
+    alike; None if all elements are of one class.
     `groups`: of each class, the group of neighbours that counts as one, rare ones being joined [CLASSES].
     `scales`: log2 of the mean scaled magnitude in each group, in half octaves [groups].
     `sums`: counts, sums and sums of squares of the magnitudes below each bin, of one element in `every`
@@ -64,11 +65,24 @@ class Magnitudes:
     size: int
     exponent: int | None
     energy: int
-    classes: U8 | None
+    rows: U8 | None
+    columns: U8 | None
     groups: I64
     scales: I64
     sums: I64
     every: int
+
+    def absolute(self, squares: int) -> float:
+        """A sum of squares, from one of scaled magnitudes."""
+        return math.ldexp(squares, 2 * (self.exponent - SCALE)) if self.exponent is not None else 0.0
+
+    def classes(self) -> U8 | None:
+        """The class of each element, flat; None if all are of one."""
+        if self.rows is None or self.columns is None:
+            return None
+        result = self.rows[:, None] + self.columns
+        result >>= np.uint8(1)
+        return result.reshape(-1)
 
 
 def measure(tensor: F32) -> Magnitudes:
@@ -76,20 +90,20 @@ def measure(tensor: F32) -> Magnitudes:
     largest = max(float(tensor.max(initial=0.0)), -float(tensor.min(initial=0.0)))
     if largest == 0.0:
         none = np.zeros(0, np.int64)
-        return Magnitudes(tensor.size, None, 0, None, none, none, np.zeros((0, 3, BINS + 1), np.int64), 1)
+        return Magnitudes(tensor.size, None, 0, None, None, none, none, np.zeros((0, 3, BINS + 1), np.int64), 1)
     exponent = math.frexp(largest)[1]
-    rows = tensor.shape[0] if tensor.ndim > 1 else 1
-    matrix = scaled(tensor, exponent).reshape(rows, -1)
+    matrix = scaled(tensor, exponent).reshape(tensor.shape[0] if tensor.ndim > 1 else 1, -1)
     whole = matrix.astype(np.int32)
-    classes = _classes(whole)
+    labels = _labels(whole)
     every = _every(tensor.size, matrix.shape[1])
     bins = matrix.reshape(-1)[::every].view(np.int32) >> _DROPPED
     np.maximum(bins, _ORIGIN, out=bins)
     bins -= _ORIGIN
-    if classes is None:
+    if labels is None:
         groups = np.zeros(CLASSES, np.int64)
         histogram = np.bincount(bins, minlength=BINS)[None]
     else:
+        classes = (labels[0][:, None] + labels[1]) >> np.uint8(1)
         bins += classes.reshape(-1)[::every] * np.int32(BINS)
         histogram = np.bincount(bins, minlength=CLASSES * BINS).reshape(CLASSES, BINS)
         groups, firsts = _joined(histogram.sum(axis=1))
@@ -100,7 +114,8 @@ def measure(tensor: F32) -> Magnitudes:
         np.cumsum(histogram * moment, axis=1, out=sums[:, power, 1:])
     means = fixed.log2(np.maximum(sums[:, 1, -1], 1)) - fixed.log2(np.maximum(sums[:, 0, -1], 1))
     scales = (means >> (fixed.FRACTION - 1)) + 2 * (SCALE - SUM_SCALE)
-    return Magnitudes(tensor.size, exponent, _energy(whole), classes, groups, scales, sums, every)
+    rows, columns = labels or (None, None)
+    return Magnitudes(tensor.size, exponent, _energy(whole), rows, columns, groups, scales, sums, every)
 
 
 def _every(size: int, columns: int) -> int:
@@ -156,27 +171,21 @@ def edges() -> tuple[I64, I64]:
     return ends[:-1], np.diff(ends)
 
 
-def _classes(whole: npt.NDArray[np.int32]) -> U8 | None:
-    """The class of each element of a matrix of scaled magnitudes."""
+def _labels(whole: npt.NDArray[np.int32]) -> tuple[U8, U8] | None:
+    """The labels of the rows and columns of a matrix of scaled magnitudes, if they say anything."""
     rows, columns = whole.shape
-    if (rows < _SHORTEST_LINE and columns < _SHORTEST_LINE) or rows == 1:
+    if rows == 1 or max(rows, columns) < _SHORTEST_LINE:
         return None
-    by_row, by_column = columns >= _SHORTEST_LINE, rows >= _SHORTEST_LINE
-    sums = whole.sum(axis=1, dtype=np.int64)
-    mean = int(fixed.log2(np.array([max(int(sums.sum()), 1)], np.int64))[0]) - _log2(rows * columns)
-    labels: U8 = np.full((rows, 1), CLASSES // 2, np.uint8)
-    if by_row:
-        labels = _labels(sums, columns, mean)[:, None]
-    if by_column:
-        labels = labels + _labels(whole.sum(axis=0, dtype=np.int64), rows, mean)
-    else:
-        labels = np.broadcast_to(labels + np.uint8(CLASSES // 2), whole.shape)
-    result: U8 = np.right_shift(labels, np.uint8(1))
-    return result
+    by_row = whole.sum(axis=1, dtype=np.int64)
+    mean = _log2(max(int(by_row.sum()), 1)) - _log2(rows * columns)
+    by_column = whole.sum(axis=0, dtype=np.int64)
+    return _compared(by_row, columns, mean), _compared(by_column, rows, mean)
 
 
-def _labels(sums: I64, length: int, mean: int) -> U8:
-    """How the means of lines compare with `mean`, in quarter octaves, CLASSES / 2 being alike."""
+def _compared(sums: I64, length: int, mean: int) -> U8:
+    """How the means of lines of this length compare with `mean`."""
+    if length < _SHORTEST_LINE:
+        return np.full(len(sums), CLASSES // 2, np.uint8)
     logarithms = fixed.log2(np.maximum(sums, 1)) - (mean + _log2(length))
     quarters = (logarithms + (1 << (fixed.FRACTION - 3))) >> (fixed.FRACTION - 2)
     result: U8 = np.clip(quarters + CLASSES // 2, 0, CLASSES - 1).astype(np.uint8)

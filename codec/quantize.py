@@ -1,12 +1,11 @@
-"""Levels for tensors: as few bits as a promise allows.
+"""Levels for tensors: as few bits as a promise of quality allows, or as little error as a number of bytes allows.
 
-`quality` is the share of a tensor's energy (its squared length) that its decoded form accounts for: at 0.9 the error
-has at most a tenth of the energy of the tensor, a signal-to-noise ratio of 10 dB.
+`quality` is the share of energy (squared length) that the decoded form accounts for: at 0.9 the error has at most a
+tenth of the energy, a signal-to-noise ratio of 10 dB.
 
-Strategy: the uniform step and the price of a bit (`weight`, in squared steps) are chosen together. For a few weights,
-the largest step that keeps the promise is found by bisection on predicted errors; the pair with the fewest predicted
-bits wins, and its weight is raised until the promise is just kept. Then the tensor itself is rounded (`rounding.py`),
-and its true error decides: should it be too large, the next try is finer.
+Strategy: what every tensor is rounded with comes from predictions (`prices.py`). Then tensors are rounded in earnest,
+and what that shows decides: a tensor whose error is more than its part is rounded again, more finely; levels that take
+more bytes or fewer than predicted correct the next prediction.
 
 Everything that decides is whole numbers or single operations of IEEE 754, so the same floats give the same bytes on
 every platform.
@@ -14,37 +13,33 @@ every platform.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from . import magnitudes, rounding
 from .magnitudes import SCALE, Magnitudes
-from .rounding import WEIGHT, Search
+from .prices import Choice, Prices
 from .steps import OCTAVE
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
-I64 = npt.NDArray[np.int64]
 
 #: Share of energy that `encode_delta` sends if not told otherwise.
 DEFAULT_QUALITY = 0.9
-#: Step numbers on the scale of scaled magnitudes: levels have at most 17 bits, and a step at most twice the peak.
-NUMBERS = OCTAVE * (SCALE - 2)
-#: Weights that are tried: about 0.11 is best for many bits per weight, and 0.25 for few.
-_WEIGHTS = (WEIGHT * 7 // 64, WEIGHT * 11 // 64, WEIGHT // 4)
-#: Of what is allowed, predictions aim at this less (in 1/1024), so that the first try mostly keeps the promise.
-_MARGIN = 4
-#: How many step numbers a larger weight may take.
-_NEAR = 7
-#: Halvings of the last search for a weight.
-_HALVINGS = 4
+#: Of the error that is allowed, predictions aim at this, so that the first rounding mostly keeps the promise.
+_AIM = 1 - 1 / 512
 #: Notches of a step number, and how much lower thresholds are at each.
-_NOTCHES, _NOTCH = 8, rounding.UNIT // 40
-#: Tensors up to this size are rounded again, more coarsely, if their error is below this (in 1/16 of what is allowed).
-_SMALL, _UNUSED = 1 << 12, 15
+_NOTCHES, _NOTCH = 16, rounding.GRAIN
+#: Predictions for so few elements are corrected by first roundings.
+_SMALL = 1 << 16
+#: First roundings at most, and which share of the allowed error is near enough.
+_TRIES, _CLOSE = 5, 31 / 32
+#: Codings in earnest at most, and which share of the bytes wanted is near enough.
+_CODINGS, _NEAR = 7, 63 / 64
 
 
 @dataclass(frozen=True)
@@ -56,100 +51,116 @@ class Quantized:
     residual: F32
 
 
-def quantize(tensors: Sequence[F32], quality: float) -> Iterator[Quantized]:
-    """Finite tensors, each of which keeps `quality` (between 0 and 1)."""
+def keep(tensors: Sequence[F32], quality: float) -> Iterator[Quantized]:
+    """Finite tensors of whose energy, of all together, the share `quality` (between 0 and 1) arrives."""
     measured = [magnitudes.measure(tensor) for tensor in tensors]
-    lost = (1 << 32) - round(quality * (1 << 32))
-    allowed = [m.energy * lost >> 32 for m in measured]
-    live = [i for i, m in enumerate(measured) if m.exponent is not None]
-    chosen = dict(zip(live, _choose([measured[i] for i in live], [allowed[i] for i in live]), strict=True))
-    for index, (tensor, each) in enumerate(zip(tensors, measured, strict=True)):
-        yield _kept(tensor, each, allowed[index], chosen[index]) if index in chosen else zero(tensor)
+    allowed = (1 - quality) * math.fsum(m.absolute(m.energy) for m in measured)
+    choices: Sequence[Choice | None] = [None] * len(tensors)
+    if any(m.exponent is not None for m in measured):
+        prices = Prices(measured)
+        choices = prices.within_error(allowed * _AIM)
+        if sum(tensor.size for tensor in tensors) <= _SMALL:
+            choices = _tried(tensors, measured, prices, allowed, choices)
+    predicted = math.fsum(choice.error for choice in choices if choice is not None)
+    part = allowed / predicted if predicted else 0.0
+    unused = 0.0 if predicted else allowed
+    for tensor, each, choice in zip(tensors, measured, choices, strict=True):
+        if choice is None:
+            yield zero(tensor)
+        else:
+            unused += choice.error * part
+            result, error = _within(tensor, each, choice, unused)
+            unused -= error
+            yield result
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A step number on the scale of magnitudes, and the thresholds of each group of classes [groups, TOP]."""
+def fit(
+    tensors: Sequence[F32], most: int, smallest: int, code: Callable[[Iterable[Quantized]], bytes]
+) -> tuple[bytes, Iterator[Quantized]]:
+    """A blob of at most `most` bytes, close to it, and what is in it; `code` makes a blob.
 
-    number: int
-    thresholds: I64
+    `smallest`, which is not above `most`, is the size of a blob of zeros. Tensors are rounded once more when what is in
+    the blob is asked for, so that not all levels are held at once.
+    """
+    measured = [magnitudes.measure(tensor) for tensor in tensors]
 
+    def made(choices: Sequence[Choice | None]) -> Iterator[Quantized]:
+        for tensor, each, choice in zip(tensors, measured, choices, strict=True):
+            yield zero(tensor) if choice is None else _rounded(tensor, each, choice)[0]
 
-def _choose(measured: Sequence[Magnitudes], allowed: Sequence[int]) -> list[Choice]:
-    """What each tensor is to be rounded with, none of them all zero."""
-    if not measured:
-        return []
-    search = Search(measured)
-    most = np.array(allowed, np.float64) * ((1024 - _MARGIN) / 1024)
-    best = np.full(len(measured), np.inf)
-    numbers, weights = np.zeros((2, len(measured)), np.int64)
-    low, high = numbers, np.full(len(measured), NUMBERS, np.int64)
-    for weight in _WEIGHTS:
-        same = np.full(len(measured), weight, np.int64)
-        while (low < high).any():
-            middle = (low + high + 1) // 2
-            found = search.find(middle, same, 3)
-            low, high = _halved(found.error <= most, low, middle, high)
-        found = search.find(low, same)
-        # What is not used of the allowed error is worth bits, at the price that the weight says.
-        size = rounding.step_size(low).astype(np.float64)
-        bits = found.bits - (most - found.error) / (size * size * (weight / WEIGHT))
-        better = bits < best
-        best = np.where(better, bits, best)
-        numbers, weights = np.where(better, low, numbers), np.where(better, weight, weights)
-        low, high = np.maximum(low - _NEAR, 0), low  # a larger weight needs smaller steps, but not much
-    low, high = weights, weights * 13 // 8
-    for _ in range(_HALVINGS):
-        middle = (low + high + 1) // 2
-        found = search.find(numbers, middle)
-        low, high = _halved(found.error <= most, low, middle, high)
-    found = search.find(numbers, low)
-    parts = np.split(found.thresholds, search.starts[1:-1])
-    return [Choice(*each) for each in zip(numbers.tolist(), parts, strict=True)]
+    best: Sequence[Choice | None] = [None] * len(tensors)
+    blob = b""
+    goal = most - smallest - most / 256
+    bits, enough, too_many = 8.0 * goal, 0.0, math.inf
+    prices = Prices(measured) if any(m.exponent is not None for m in measured) else None
+    for _ in range(_CODINGS if prices is not None else 0):
+        assert prices is not None
+        choices = prices.within_bits(bits)
+        coded = code(made(choices))
+        if len(coded) > most:
+            too_many = bits
+        else:
+            enough = bits
+            if len(coded) == len(blob):
+                break  # levels are as fine as they get
+            if len(coded) > len(blob):
+                blob, best = coded, choices
+            if len(coded) >= most * _NEAR:
+                break
+        bits *= goal / max(len(coded) - smallest, 1)
+        if not enough < bits < too_many:
+            bits = (enough + too_many) / 2
+    return blob or code(made(best)), made(best)
 
 
-def _halved(fits: npt.NDArray[np.bool_], low: I64, middle: I64, high: I64) -> tuple[I64, I64]:
-    """Brackets after a look at their middles: `low` fits, what is above `high` does not."""
-    return np.where(fits, middle, low), np.where(fits, high, middle - 1)
-
-
-def _kept(tensor: F32, measured: Magnitudes, allowed: int, choice: Choice) -> Quantized:
-    """Round such that the error is at most what is allowed: more finely, or more coarsely, than chosen if need be."""
-
-    def tried(notch: int) -> tuple[Quantized, int]:
-        return rounded(tensor, measured, _notched(choice, notch))
-
-    result, error = tried(0)
-    notch, change = 0, 1
-    while error > allowed and notch > -_NOTCHES * choice.number - _NOTCHES:
-        notch, change = notch - change, change * 2
-        result, error = tried(notch)
-    change = _NOTCHES * 2 if notch == 0 else -notch // 2
-    while change and tensor.size <= _SMALL and error * 16 < allowed * _UNUSED:
-        coarser, more = tried(notch + change)
-        if more <= allowed:
-            result, error, notch = coarser, more, notch + change
-        change //= 2
-    return result
-
-
-def _notched(choice: Choice, notch: int) -> Choice:
-    """A choice that is coarser, or finer if `notch` is negative: thresholds sink within a step number."""
-    up, lower = divmod(notch, -_NOTCHES)
-    if up > choice.number:  # as fine as it gets
-        return Choice(0, np.broadcast_to(rounding.LOWEST, choice.thresholds.shape))
-    return Choice(choice.number - up, np.maximum(choice.thresholds + lower * _NOTCH, rounding.LOWEST))
-
-
-def rounded(tensor: F32, measured: Magnitudes, choice: Choice) -> tuple[Quantized, int]:
-    """A tensor that is not all zero, rounded; and its error (squares, on the scale of magnitudes)."""
-    assert measured.exponent is not None
-    levels, residual, error = rounding.apply(tensor, measured, choice.number, choice.thresholds)
-    if not levels.any():
-        return zero(tensor), error
-    return Quantized(levels, choice.number + OCTAVE * (measured.exponent - SCALE), residual), error
+def _tried(
+    tensors: Sequence[F32], measured: Sequence[Magnitudes], prices: Prices, allowed: float, first: list[Choice | None]
+) -> list[Choice | None]:
+    """Choices whose errors are true ones, and nearly what is allowed: for a few elements, predictions are coarse."""
+    aim, choices, best, most = allowed * _AIM, first, first, 0.0
+    for _ in range(_TRIES):
+        true = [
+            choice and replace(choice, error=_rounded(tensor, each, choice)[1])
+            for tensor, each, choice in zip(tensors, measured, choices, strict=True)
+        ]
+        error = math.fsum(choice.error for choice in true if choice is not None)
+        if most < error <= allowed:
+            best, most = true, error
+        if allowed * _CLOSE <= error <= allowed or not error:
+            break
+        aim *= allowed * (1 + _CLOSE) / 2 / error
+        choices = prices.within_error(aim)
+    return best
 
 
 def zero(tensor: F32) -> Quantized:
     """A tensor of which nothing is sent."""
     return Quantized(np.zeros(tensor.shape, np.int32), None, tensor)
+
+
+def _within(tensor: F32, measured: Magnitudes, choice: Choice, allowed: float) -> tuple[Quantized, float]:
+    """A tensor rounded as chosen, or more finely, so that its error (the second result) is at most what is allowed."""
+    result, error = _rounded(tensor, measured, choice)
+    notch, change = 0, 1
+    while error > allowed and notch < _NOTCHES * (choice.number + 1):
+        notch, change = notch + change, change * 2
+        result, error = _rounded(tensor, measured, _finer(choice, notch))
+    return result, error
+
+
+def _finer(choice: Choice, notches: int) -> Choice:
+    """A choice of a smaller step, or of lower thresholds within a step number."""
+    numbers, lower = divmod(notches, _NOTCHES)
+    if numbers > choice.number:  # as fine as it gets
+        return Choice(0, np.broadcast_to(rounding.LOWEST, choice.thresholds.shape), 0.0)
+    return Choice(choice.number - numbers, np.maximum(choice.thresholds - lower * _NOTCH, rounding.LOWEST), 0.0)
+
+
+def _rounded(tensor: F32, measured: Magnitudes, choice: Choice) -> tuple[Quantized, float]:
+    """A tensor that is not all zero, rounded; and its error."""
+    assert measured.exponent is not None
+    levels, residual, error = rounding.apply(tensor, measured, choice.number, choice.thresholds)
+    absolute = measured.absolute(error)
+    if not levels.any():
+        return zero(tensor), absolute
+    return Quantized(levels, choice.number + OCTAVE * (measured.exponent - SCALE), residual), absolute

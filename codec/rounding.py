@@ -30,6 +30,7 @@ F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
+U8 = npt.NDArray[np.uint8]
 
 #: Levels that have thresholds: 1 to TOP.
 TOP = 8
@@ -37,15 +38,16 @@ TOP = 8
 UNIT, WEIGHT = 256, 1024
 #: Octaves of levels from TOP on.
 _TALL = 15
-#: A look-up table has this many entries for each step.
-_FINE = 16
+#: A look-up table has this many entries for each step, so thresholds are multiples of this.
+_FINE = 64
+GRAIN = UNIT // _FINE
 #: Tensors from this size on have costs of their own.
 _OWN = 1 << 12
 #: Lowest thresholds. Half a step and a bit: the difference to the level is exact in float32 then (Sterbenz). Higher
 #: levels may reach down if they are cheap, but not below the level before.
-LOWEST = np.array([UNIT // 2 + UNIT // _FINE, *(UNIT * n - UNIT * 3 // 4 for n in range(2, TOP + 1))], np.int64)
+LOWEST = np.array([UNIT // 2 + GRAIN, *(UNIT * n - UNIT * 3 // 4 for n in range(2, TOP + 1))], np.int64)
 #: Thresholds to begin with: a little dead zone.
-_FIRST = UNIT * np.arange(1, TOP + 1) - UNIT * 2 // 5
+_FIRST = UNIT * np.arange(1, TOP + 1) - UNIT * 13 // 32
 _HUGE = 1 << 60
 #: Elements of a piece: its temporaries stay in the cache.
 _PIECE = 1 << 15
@@ -91,17 +93,17 @@ class Search:
         self._every = np.array([m.every for m in measured], np.float64)
         self._totals = self._sums[:, :, -1]
 
-    def find(self, numbers: I64, weights: I64, turns: int = 4, first: I64 | None = None) -> Found:
-        """Take some turns at a step number and a weight for each tensor, from thresholds `first` on.
+    def find(self, numbers: I64, weights: I64, turns: int = 4, start: I64 | None = None) -> Found:
+        """Take some turns at a step number and a weight for each tensor, from thresholds `start` on.
 
-        Without turns, `first` is what error and bits are predicted for.
+        Without turns, `start` is what error and bits are predicted for.
         """
         steps = step_size(numbers)[self._tensor]
         weight = weights[self._tensor]
         pools, pool = self._pools(steps)
         tall = (2 * UNIT * TOP - UNIT // 2) << np.arange(_TALL, dtype=np.int64)
         tall_places = magnitudes.positions(tall * steps[:, None])
-        thresholds = np.broadcast_to(_FIRST, (len(steps), TOP)) if first is None else first
+        thresholds = np.broadcast_to(_FIRST, (len(steps), TOP)) if start is None else start
         for turn in range(turns + 1):
             places = np.concatenate([magnitudes.positions(thresholds * steps[:, None]), tall_places], axis=1)
             counts = _between(self._below(0, places), self._totals[:, 0] << magnitudes.FRACTION)
@@ -109,15 +111,14 @@ class Search:
             if turn < turns:
                 thresholds = _thresholds(costs[:, : TOP + 1], weight)
         bits = (counts * costs).sum(axis=1)
-        error = np.zeros(len(steps), np.int64)
-        whole, first, second = self._moments(places[:, : TOP + 1])
-        # In units of scaled magnitudes; sums are on a coarser scale.
-        shift = SCALE - magnitudes.SUM_SCALE
+        # Sums are on a coarser scale than steps.
+        whole, first, second = (each.astype(np.float64) for each in self._moments(places[:, : TOP + 1]))
+        size = steps * 2.0 ** (magnitudes.SUM_SCALE - SCALE)
+        squares = whole[:, TOP] * (size * size / 12)
         for level in range(TOP):
-            error += second[:, level] << (2 * shift)
-            error -= (first[:, level] << (shift + 1)) * (level * steps)
-            error += whole[:, level] * (level * steps) ** 2
-        error += whole[:, TOP:].sum(axis=1) * (steps * steps // 12)
+            squares += second[:, level] - first[:, level] * (2 * level * size) + whole[:, level] * (level * size) ** 2
+        squares *= 4.0 ** (SCALE - magnitudes.SUM_SCALE) / (1 << magnitudes.FRACTION)
+        error = np.rint(np.maximum(squares, 0)).astype(np.int64)
         return Found(thresholds, self._by_tensor(error) * self._every, self._by_tensor(bits) * self._every * 2.0**-22)
 
     def _below(self, power: int, places: I64) -> I64:
@@ -130,18 +131,21 @@ class Search:
         return result
 
     def _moments(self, places: I64) -> tuple[I64, I64, I64]:
-        """Counts, sums and sums of squares between places. A place cuts a bin in two, each with its own mean."""
+        """Counts, sums and sums of squares between places, times 2**FRACTION.
+
+        A place cuts a bin in two, each with its own mean.
+        """
         index, part = places >> magnitudes.FRACTION, places & ((1 << magnitudes.FRACTION) - 1)
         index = np.minimum(index, magnitudes.BINS - 1)
         rows = np.arange(len(places))[:, None]
         count = self._sums[rows, 0, index + 1] - self._sums[rows, 0, index]
         low, width = (each[index] for each in magnitudes.edges())
         rest = (1 << magnitudes.FRACTION) - part
-        whole, first, second = (self._below(power, places) >> magnitudes.FRACTION for power in range(3))
-        first -= (count * width * part * rest) >> (2 * magnitudes.FRACTION + 1)
+        whole, first, second = (self._below(power, places) for power in range(3))
+        first -= (count * width * part * rest) >> (magnitudes.FRACTION + 1)
         over = low * width + width * width * (rest + 2 * part) // (3 << magnitudes.FRACTION)
-        second -= ((count * part * rest) * over) >> (2 * magnitudes.FRACTION)
-        totals = self._totals.T
+        second -= ((count * part * rest) * over) >> magnitudes.FRACTION
+        totals = self._totals.T << magnitudes.FRACTION
         return _between(whole, totals[0]), _between(first, totals[1]), _between(second, totals[2])
 
     def _pools(self, steps: I64) -> tuple[int, I64]:
@@ -196,7 +200,7 @@ def _thresholds(costs: I64, weight: I64) -> I64:
     crossing = (_SQUARES + ((weight[:, None, None] * apart) >> shift)) // _APART
     highest = np.maximum.accumulate(np.where(_ABOVE, crossing, -_HUGE), axis=1)
     found = np.where(_ABOVE, highest, _HUGE)[:, :TOP].min(axis=2)
-    found = np.clip(found, LOWEST, TOP * UNIT)
+    found = np.clip((found + GRAIN // 2) & -GRAIN, LOWEST, TOP * UNIT)
     return np.maximum.accumulate(found, axis=1)
 
 
@@ -214,7 +218,7 @@ def apply(tensor: F32, measured: Magnitudes, number: int, thresholds: I64) -> tu
     # A residual is at most TOP steps: on this scale it has at most 22 bits.
     finer = 19 - step.bit_length()
     flat = np.ascontiguousarray(tensor).reshape(-1)
-    classes = None if measured.classes is None else np.ascontiguousarray(measured.classes).reshape(-1)
+    classes = measured.classes()
     levels = np.empty(flat.size, np.int32)
     residual = np.empty(flat.size, np.float32)
     error = 0
@@ -226,7 +230,7 @@ def apply(tensor: F32, measured: Magnitudes, number: int, thresholds: I64) -> tu
         index = np.minimum(fine, last).astype(np.int32)
         if classes is not None:
             index += np.multiply(classes[here], np.int32(table.shape[1]), dtype=np.int32)
-        level = table.take(index)
+        level = table.take(index).astype(np.float32)
         if index.size and float(fine.max()) >= last:
             far = np.flatnonzero(fine >= last)
             level[far] = np.rint(fine[far] * np.float32(1 / _FINE))
@@ -240,9 +244,9 @@ def apply(tensor: F32, measured: Magnitudes, number: int, thresholds: I64) -> tu
     return levels.reshape(tensor.shape), residual.reshape(tensor.shape), error
 
 
-def _table(measured: Magnitudes, thresholds: I64) -> F32:
+def _table(measured: Magnitudes, thresholds: I64) -> U8:
     """The level of each class and fine position [CLASSES, TOP * _FINE + 1]."""
     edges = thresholds[measured.groups]
-    entries = np.arange(TOP * _FINE + 1) * (UNIT // _FINE) + UNIT // (2 * _FINE)
-    table: F32 = (edges[:, None, :] <= entries[:, None]).sum(axis=2).astype(np.float32)
-    return table if measured.classes is not None else table[:1]
+    entries = np.arange(TOP * _FINE + 1) * GRAIN
+    table: U8 = (edges[:, None, :] <= entries[:, None]).sum(axis=2, dtype=np.uint8)
+    return table

@@ -89,7 +89,7 @@ def patch_stream(
     coded = b""
     if changes:
         assert quality is not None
-        coded = delta.encode_lossy(changes, None, quality, None, limits=limits)
+        coded = delta.encode_each(changes, quality, limits=limits)
     result = _digest(_result(before, after, ranges, _lossy(coded, before, limits)))
     head = BitWriter()
     write_name(head, name)

@@ -54,13 +54,11 @@ def test_decoded_and_residual_are_the_delta_exactly(delta: dict[str, F32], quali
 def test_quality_is_the_share_of_energy_that_arrives(quality: float) -> None:
     delta = network(1)
     residual = encode_delta(delta, quality=quality)[1]
-    sizes = [len(encode_delta(delta, quality=q)[0]) for q in (quality * 0.9, quality)]
+    sizes = [len(encode_delta(delta, quality=q)[0]) for q in (quality * 0.7, quality)]
     assert sizes[0] < sizes[1]
-    for name, tensor in delta.items():
-        lost = energy(residual[name]) / energy(tensor)
-        assert lost <= 1 - quality + 1e-4
-        if tensor.size > 500:  # the coarsest step that keeps the promise: one step number is an eighth of an octave
-            assert lost > 0.7 * (1 - quality)
+    lost = sum(map(energy, residual.values())) / sum(map(energy, delta.values()))
+    assert lost <= 1 - quality
+    assert lost > 0.85 * (1 - quality)  # nor is more sent than was asked for
 
 
 def test_nothing_is_lost_over_many_rounds() -> None:
