@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .magnitudes import SCALE, Magnitudes
 from . import rounding
+from .magnitudes import SCALE, Magnitudes
 from .rounding import WEIGHT, Search
 from .steps import OCTAVE, step_size
 
@@ -112,7 +112,7 @@ class Prices:
         return [None if each.exponent is None else next(found) for each in self._all]
 
     def _between(self, lower: _Point, higher: _Point, part: int) -> _Point:
-        """Some groups of classes as in `higher`, one on its way to it, and the others as in `lower`; steps are equal."""
+        """Some groups of classes as in `higher`, one on its way there, and the others as in `lower`; same steps."""
         whole, sixteenths = divmod(part, _SIXTEENTHS)
         thresholds = lower.thresholds.copy()
         thresholds[:whole] = higher.thresholds[:whole]

@@ -14,6 +14,8 @@ have no place in a block and are refused (`CodecError`).
 | `e4m3` | float of 4 exponent and 3 mantissa bits | power of two | weights, activations |
 | `e5m2` | float of 5 exponent and 2 mantissa bits | power of two | gradients |
 
+A `Codebook` (`codebook.py`) is no format by blocks: all weights of a tensor share its values.
+
 >>> import numpy as np
 >>> values = np.linspace(-1, 1, 1000, dtype=np.float32)
 >>> kind = number_format("dynamic8")
@@ -28,6 +30,7 @@ from functools import cache
 
 from ..errors import CodecError
 from .blocks import BLOCK, BlockFormat, Linear, Packed
+from .codebook import LARGEST_CODEBOOK, Codebook
 from .dynamic import Dynamic
 from .fixed import Fixed
 from .float8 import E4M3, E5M2, Float8, ScaledFloat8
@@ -44,8 +47,8 @@ _MAKERS: dict[str, Callable[[], BlockFormat]] = {
 FORMATS = tuple(_MAKERS)
 
 __all__ = [
-    "BLOCK", "E4M3", "E5M2", "FORMATS", "BlockFormat", "Dynamic", "Fixed", "Float8", "Linear", "Packed",
-    "ScaledFloat8", "number_format",
+    "BLOCK", "E4M3", "E5M2", "FORMATS", "LARGEST_CODEBOOK", "BlockFormat", "Codebook", "Dynamic", "Fixed", "Float8",
+    "Linear", "Packed", "ScaledFloat8", "number_format",
 ]  # fmt: skip
 
 
