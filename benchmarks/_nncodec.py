@@ -7,10 +7,11 @@ of the same integers. Its packages for PyTorch and TensorFlow models are not loa
 tensors, and would pull in gigabytes. Every bitstream is decoded again and compared.
 
 A request is {"path": npz file, "how": "integers" | "trellis" | "speed", ...}; an answer stands for each. `integers`
-takes the smaller of two settings, with and without skipping of zero rows (scanning in blocks was larger on every set
-that it was tried on); `trellis` gives bytes and squared error of float tensors under dependent quantization
-(`use_dq`) for quantization parameters from `qp` on and each lambda_scale in `scales` (NNCodec's default is 0: it looks
-at the error only); `speed` gives Mweights/s, median of `rounds`.
+gives the smaller of two settings, with and without skipping of zero rows (scanning in blocks was larger on every set
+that it was tried on), and as `tuned` the smallest over three lengths of the unary part besides; `trellis` gives bytes
+and squared error of float tensors under dependent quantization (`use_dq`) for quantization parameters from `qp` on and
+each lambda_scale in `scales` (NNCodec's default is 0: it looks at the error only); `speed` gives Mweights/s, median of
+`rounds`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ for _name in ("framework", "framework.pytorch_model", "framework.tensorflow_mode
 
 from nncodec import nnc  # noqa: E402
 
+#: `cabac_unary_length_minus1`: bins that count a magnitude one by one, before Golomb codes take over.
+DEFAULT_UNARY = 10
+OTHER_UNARY = (1, 24)
+
 
 def read(path: str) -> dict[str, Any]:
     """The tensors of a file written by `codec.py`, in order."""
@@ -52,16 +57,18 @@ def decode(blob: bytes) -> dict[str, Any]:
     return result
 
 
-def integers(tensors: dict[str, Any]) -> dict[str, Any]:
-    """Bytes by setting, each checked; `bytes` is the smallest."""
-    found: dict[str, int] = {}
-    for rows in (True, False):
-        blob = encode(tensors, row_skipping=rows)
-        back = decode(blob)
-        assert list(back) == list(tensors), "names"
-        assert all(np.array_equal(back[name], value) for name, value in tensors.items()), "values"
-        found["skip zero rows" if rows else "plain"] = len(blob)
-    return {"bytes": min(found.values()), "settings": found}
+def integers(tensors: dict[str, Any]) -> dict[str, int]:
+    """`bytes` with the unary length as it comes, and `tuned`; every bitstream is checked."""
+    found: dict[tuple[int, bool], int] = {}
+    for unary in (DEFAULT_UNARY, *OTHER_UNARY):
+        for rows in (True, False):
+            blob = encode(tensors, row_skipping=rows, cabac_unary_length_minus1=unary)
+            back = decode(blob)
+            assert list(back) == list(tensors), "names"
+            assert all(np.array_equal(back[name], value) for name, value in tensors.items()), "values"
+            found[unary, rows] = len(blob)
+    default = min(size for (unary, _), size in found.items() if unary == DEFAULT_UNARY)
+    return {"bytes": default, "tuned": min(found.values())}
 
 
 def trellis(tensors: dict[str, Any], qp: int, scales: list[float]) -> list[dict[str, Any]]:

@@ -61,15 +61,17 @@ class Peers:
         self._known: dict[str, Any] = json.loads(_STORE.read_text()) if _STORE.exists() else {}
 
     def sizes(self, name: str, arrays: dict[str, Any]) -> dict[str, Any]:
-        """{peer: bytes} of a set of integers, and `values_only` of the general ones."""
+        """{peer: bytes} of a set of integers; `nncodec_tuned`, and `values_only` of the general ones."""
         key = f"{name} {_sets.fingerprint(arrays)}"
         if key not in self._known:
             values = b"".join(array.tobytes() for array in arrays.values())
             lines = "".join(f"{n} {v.dtype.str} {' '.join(map(str, v.shape))}\n" for n, v in arrays.items()).encode()
+            standard = nncodec(arrays, how="integers")
             self._keep(
                 key,
                 {
-                    "nncodec": nncodec(arrays, how="integers")["bytes"],
+                    "nncodec": standard["bytes"],
+                    "nncodec_tuned": standard["tuned"],
                     **{peer: call(lines + values) for peer, call in GENERAL.items()},
                     "values_only": {peer: call(values) for peer, call in GENERAL.items()},
                 },

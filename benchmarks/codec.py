@@ -4,13 +4,13 @@
 
 `sizes`: integers of 84 deltas and 28 models' weights (`_sets.py`: training with fixed seeds, weights out of packages),
 coded without loss. Ours is the whole blob of `encode_integers`, decoded again and compared; NNCodec 2.1.3 (ISO/IEC
-15938-17) is its whole bitstream, names and shapes included, for the same integers; zlib 9, lzma 9e, zstd 19 and
-brotli 11 get the values and a line of text for each array (`values_only`: without them; `_peers.py`). Ratios are ours
-over theirs; means are geometric.
+15938-17) is its whole bitstream, names and shapes included, for the same integers, as it comes and `tuned`; zlib 9,
+lzma 9e, zstd 19 and brotli 11 get the values and a line of text for each array (`values_only`: without them;
+`_peers.py`). Ratios are ours over theirs; means are geometric.
 
 `equal`: the squared error that uniform rounding to the nearest with one step makes when 80, 95 and 99 % become zero,
-and the bytes for it: of `encode_delta` with the `target_bytes` that give this error, and with the `quality`, a promise
-for each tensor by itself, that does (`by_quality`); of uniform rounding under our own lossless coder; of NNCodec's
+and the bytes for it: of `encode_delta` with the `target_bytes` that give this error, and with the `quality` that does
+(`by_quality`); of uniform rounding under our own lossless coder; of NNCodec's
 trellis quantization as it comes (`lambda_scale` 0) and at the best of three `lambda_scale`, interpolated on its curves
 of bytes over error (None where the curve has a gap). Where 95 % of the energy are lost, it is in no mean.
 
@@ -72,7 +72,7 @@ def sizes(only: list[str], peers: Peers) -> dict[str, Any]:
                 "zeros": round(sum(int((value == 0).sum()) for value in arrays.values()) / count, 4),
                 "fingerprint": _sets.fingerprint(arrays),
                 "bytes": {"sanderling": len(blob), **theirs},
-                "ratio": {peer: round(len(blob) / theirs[peer], 4) for peer in PEERS},
+                "ratio": {peer: round(len(blob) / theirs[peer], 4) for peer in (*PEERS, "nncodec_tuned")},
                 "ratio_values_only": {p: round(len(blob) / size, 4) for p, size in theirs["values_only"].items()},
             }
             _progress(name, table[name]["ratio"]["nncodec"])
@@ -88,10 +88,10 @@ def _summary(table: dict[str, Any]) -> dict[str, Any]:
         source, form = name.rsplit("-", 1)
         for group in (form, source):
             by.setdefault(group, []).append(row["nncodec"])
-    worst = {peer: max(ratios, key=lambda name: float(ratios[name][peer])) for peer in PEERS}
+    worst = {p: max(ratios, key=lambda name: float(ratios[name][p])) for p in (*PEERS, "nncodec_tuned")}
     return {
         "count": len(table),
-        "mean_ratio": {peer: _mean(row[peer] for row in ratios.values()) for peer in PEERS},
+        "mean_ratio": {peer: _mean(row[peer] for row in ratios.values()) for peer in (*PEERS, "nncodec_tuned")},
         "mean_ratio_nncodec_by": {group: _mean(values) for group, values in by.items()},
         "worst": {peer: {"set": name, "ratio": ratios[name][peer]} for peer, name in worst.items()},
         "larger_than": {peer: [name for name, row in ratios.items() if row[peer] >= 1] for peer in PEERS},
