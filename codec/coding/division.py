@@ -9,8 +9,9 @@ that is what lets all of them be decoded at once.
 
 Columns of a convolution may be labelled by their channel alone, or by channel and tap, whose labels then add up.
 
-With rows and columns sorted by label, elements of one context form a rectangle, so dividing and joining are copies of
-rectangles and two takes, and no element is handled by itself.
+With rows and columns sorted by label, elements of one context form a rectangle. Where an element stands is where its
+rectangle begins, plus its place there: a sum of a number for its row (and the rectangle's column) and one for its
+column, so dividing and joining take two additions and one copy for each element, whatever the labels are.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ I64 = npt.NDArray[np.int64]
 UNLABELLED, EACH, CHANNEL, CHANNEL_AND_TAP = range(4)
 #: The largest label, also of a column with two.
 LARGEST_LABEL = 255
-#: Rectangles smaller than this on average are not copied one by one: elements are sorted instead.
-_SMALL = 16
+#: Elements of the rows that are copied at a time: what is made for them stays in the cache.
+_PIECE = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -123,103 +124,90 @@ class Order:
     """
 
     def __init__(self, rows: I64, columns: I64, classes: npt.NDArray[np.uint8]) -> None:
-        self._all = (len(rows), len(columns))
-        self.rows, self._heights = _sorted(rows)
-        self.columns, self._widths = _sorted(columns)
-        self._contexts = np.add.outer(np.flatnonzero(self._heights), np.flatnonzero(self._widths)).reshape(-1)
-        self._heights, self._widths = self._heights[self._heights > 0], self._widths[self._widths > 0]
-        self._classes = classes
+        self._rows, heights = _Lines.of(rows)
+        self._columns, widths = _Lines.of(columns)
+        self._areas = np.multiply.outer(heights, widths).reshape(-1)
+        contexts = np.add.outer(self._rows.labels - 1, self._columns.labels - 1).reshape(-1)
+        self._classes: I64 = classes[contexts].astype(np.int64)
+        self._widths = widths
 
     def sizes(self, total: int) -> I64:
         """How many elements each of `total` classes has."""
-        areas = np.multiply.outer(self._heights, self._widths).reshape(-1)
         sizes = np.zeros(total, np.int64)
-        np.add.at(sizes, self._classes[self._contexts], areas)
+        np.add.at(sizes, self._classes, self._areas)
         return sizes
 
-    def _rectangles(self) -> Iterator[tuple[int, slice, slice, int]]:
-        """(class, rows, columns, elements) of each rectangle."""
-        classes: list[int] = self._classes[self._contexts].tolist()
-        widths: list[int] = self._widths.tolist()
-        index = top = 0
-        for height in self._heights.tolist():
-            left = 0
-            for width in widths:
-                yield classes[index], slice(top, top + height), slice(left, left + width), height * width
-                left += width
-                index += 1
-            top += height
+    def _by_class(self) -> list[tuple[int, int]]:
+        """(class, elements) of each class that has any."""
+        sizes = self.sizes(int(self._classes.max(initial=-1)) + 1)
+        return [(number, size) for number, size in enumerate(sizes.tolist()) if size]
 
-    @property
-    def _small(self) -> bool:
-        rectangles = len(self._heights) * len(self._widths)
-        return rectangles > 1 and rectangles * _SMALL > len(self.rows) * len(self.columns)
-
-    def _by_class(self) -> tuple[I64, list[tuple[int, int]]]:
-        """The elements (of rows and columns sorted by label) by class and rectangle; (class, elements) of each."""
-        row = np.repeat(np.arange(len(self._heights)), self._heights)
-        column = np.repeat(np.arange(len(self._widths)), self._widths)
-        rectangle = (row[:, np.newaxis] * len(self._widths) + column).reshape(-1)
-        number = self._classes[self._contexts].astype(np.int64)[rectangle]
-        sizes = np.bincount(number)
-        return np.argsort(number * len(self._contexts) + rectangle, kind="stable"), [
-            (k, size) for k, size in enumerate(sizes.tolist()) if size
-        ]
+    def _places(self) -> Iterator[tuple[slice, I64]]:
+        """(rows, the place of each of their elements among all, sorted by class); the last place is for the others."""
+        rows, columns = self._rows, self._columns
+        by_class = np.argsort(self._classes, kind="stable")
+        areas = self._areas[by_class]
+        begins: I64 = np.empty((len(rows.labels), len(columns.labels)), np.int64)
+        begins.reshape(-1)[by_class] = np.cumsum(areas) - areas
+        # By row and rectangle: where the element would stand whose column is the first of all.
+        first = begins[rows.kind] + rows.rank[:, np.newaxis] * self._widths
+        nobody, step = int(areas.sum()), max(1, _PIECE // len(columns.kind))
+        for begin in range(0, len(rows.kind), step):
+            piece = slice(begin, begin + step)
+            places = first[piece].take(columns.kind, axis=1)
+            places += columns.rank
+            if len(columns.dead):
+                places[:, columns.dead] = nobody
+            if len(rows.dead):
+                places[rows.dead[(rows.dead >= begin) & (rows.dead < begin + step)] - begin] = nobody
+            yield piece, places
 
     def divide(self, matrix: Integers, parts: Sequence[list[Integers]]) -> None:
         """Append the elements of `matrix` to the parts of their classes."""
-        live = matrix.take(self.rows, axis=0) if len(self.rows) < len(matrix) or len(self._heights) > 1 else matrix
-        if len(self.columns) < matrix.shape[1] or len(self._widths) > 1:
-            live = live.take(self.columns, axis=1)
-        if self._small:
-            order, sizes = self._by_class()
-            values = live.reshape(-1)[order]
-            at = 0
-            for number, size in sizes:
-                parts[number].append(values[at : at + size])
-                at += size
-            return
-        for number, rows, columns, _ in self._rectangles():
-            parts[number].append(live[rows, columns].reshape(-1))
+        sizes = self._by_class()
+        values = np.empty(sum(size for _, size in sizes) + 1, matrix.dtype)
+        if sizes:
+            for rows, places in self._places():
+                values[places] = matrix[rows]
+        at = 0
+        for number, size in sizes:
+            parts[number].append(values[at : at + size])
+            at += size
 
     def join(self, sequences: Sequence[Integers], used: list[int], dtype: np.dtype[np.signedinteger]) -> Integers:
         """The matrix whose elements are next in `sequences`, of which `used` are taken: those are counted on."""
-        live = np.empty((len(self.rows), len(self.columns)), dtype)
-        if self._small:
-            order, sizes = self._by_class()
-            pieces = []
-            for number, size in sizes:
-                pieces.append(sequences[number][used[number] : used[number] + size])
-                used[number] += size
-            live.reshape(-1)[order] = np.concatenate(pieces)
-            return self._spread(live)
-        for number, rows, columns, size in self._rectangles():
-            at = used[number]
-            used[number] = at + size
-            rectangle = live[rows, columns]
-            rectangle[...] = sequences[number][at : at + size].reshape(rectangle.shape)
-        return self._spread(live)
-
-    def _spread(self, live: Integers) -> Integers:
-        height, width = self._all
-        if len(self.columns) < width or len(self._widths) > 1:
-            if len(self.columns) < width:
-                live = np.concatenate([live, np.zeros((len(live), 1), live.dtype)], axis=1)
-            place = np.full(width, len(self.columns))
-            place[self.columns] = np.arange(len(self.columns))
-            live = live.take(place, axis=1)
-        if len(self.rows) < height or len(self._heights) > 1:
-            matrix = np.zeros((height, width), live.dtype) if len(self.rows) < height else np.empty_like(live)
-            matrix[self.rows] = live
-            return matrix
-        return live
+        matrix = np.zeros((len(self._rows.kind), len(self._columns.kind)), dtype)
+        pieces = []
+        for number, size in self._by_class():
+            pieces.append(sequences[number][used[number] : used[number] + size])
+            used[number] += size
+        if pieces:
+            values = np.concatenate([*pieces, np.zeros(1, dtype)]).astype(dtype, copy=False)
+            for rows, places in self._places():
+                values.take(places, out=matrix[rows], mode="clip")
+        return matrix
 
 
-def _sorted(labels: I64) -> tuple[I64, I64]:
-    """The lines that have a label, by label, and how many have label 1, 2, ..."""
-    order = np.argsort(labels, kind="stable")
-    counts = np.bincount(labels, minlength=2)
-    return order[counts[0] :], counts[1:]
+@dataclass(frozen=True)
+class _Lines:
+    """Lines by their labels: the labels that occur, each line's among these, its rank with that label, lines of 0."""
+
+    labels: I64
+    kind: I64
+    rank: I64
+    dead: I64
+
+    @staticmethod
+    def of(labels: I64) -> tuple[_Lines, I64]:
+        """The lines, and how many have each of the labels that occur."""
+        counts = np.bincount(labels, minlength=1)
+        occurring = np.flatnonzero(counts[1:]) + 1
+        kinds = np.zeros(len(counts), np.int64)
+        kinds[occurring] = np.arange(len(occurring))
+        order = np.argsort(labels, kind="stable")
+        rank = np.empty(len(labels), np.int64)
+        rank[order] = np.arange(len(labels)) - (np.cumsum(counts) - counts)[labels[order]]
+        return _Lines(occurring, kinds[labels], rank, np.flatnonzero(labels == 0)), counts[occurring]
 
 
 def check(labels: Sequence[Labels], by_row: bool) -> None:

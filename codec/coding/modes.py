@@ -104,18 +104,20 @@ def _split(values: npt.NDArray[np.integer], split: int) -> _Tokens:
     return found, lengths[used], raw[used]
 
 
-def _join(found: npt.NDArray[np.integer], top: int, split: int, offset: int, raw: RawReader) -> Integers:
-    """Natural numbers from tokens up to `top`, plus `offset`."""
+def _join(found: npt.NDArray[np.integer], way: tuple[int, int, bool], offset: int, raw: RawReader) -> Integers:
+    """Numbers from tokens, `offset` added to their natural ones. `way` is (largest token, split, signed)."""
+    top, split, signed = way
     every = np.arange(top + 1)
     if top < 1 << split:
-        return (every + offset).astype(np.int32).take(found)
+        return _integers((every + offset).astype(np.int32), signed).take(found)
     lengths = tokens.raw_length(every, split)
     dtype = np.dtype(np.int32 if lengths[-1] < _NARROW else np.int64)
-    lowest = tokens.join_tokens(every, np.zeros(top + 1, np.uint64), split).view(np.int64) + offset
-    values = lowest.astype(dtype).take(found)
+    lowest = (tokens.join_tokens(every, np.zeros(top + 1, np.uint64), split).view(np.int64) + offset).astype(dtype)
+    values = _integers(lowest, signed).take(found)
     at = np.flatnonzero(lengths.astype(bool).take(found))
     if len(at):
-        values[at] += raw(lengths.take(found[at])).view(np.int64).astype(dtype)
+        chosen = found[at]
+        values[at] = _integers(lowest.take(chosen) + raw(lengths.take(chosen)).view(np.int64).astype(dtype), signed)
     return values
 
 
@@ -146,7 +148,7 @@ def _tuples(values: Integers, way: Way) -> Coded | None:
 
 def _untuples(way: Way, count: int, symbols: I64, raw: RawReader) -> Integers:
     if way.extent == 1:
-        return _integers(_join(symbols, way.radix - 1, way.split, 0, raw), way.signed)
+        return _join(symbols, (way.radix - 1, way.split, way.signed), 0, raw)
     every = np.arange(way.alphabet)[:, np.newaxis] // way.radix ** np.arange(way.extent) % way.radix
     if count % way.extent and every[symbols[-1], count % way.extent :].any():
         raise CodecError("the last symbol of a sequence goes beyond its end: the blob is damaged")
@@ -154,7 +156,7 @@ def _untuples(way: Way, count: int, symbols: I64, raw: RawReader) -> Integers:
         table = _integers(every.astype(np.int32), way.signed)
         return table.take(symbols, axis=0).reshape(-1)[:count]
     found = every.take(symbols, axis=0).reshape(-1)[:count]
-    return _integers(_join(found, way.radix - 1, way.split, 0, raw), way.signed)
+    return _join(found, (way.radix - 1, way.split, way.signed), 0, raw)
 
 
 def runs(values: Integers) -> tuple[I64, Integers]:
@@ -186,13 +188,13 @@ def _unruns(way: Way, count: int, symbols: I64, raw: RawReader) -> Integers:
     every = np.arange(way.alphabet)
     if _raw_bits(way.runs - 1, way.extent) > _LONGEST_RUN:
         raise CodecError("a run of zeros is longer than any sequence: the blob is damaged")
-    gaps = _join((every // way.radix).take(symbols), way.runs - 1, way.extent, 0, raw)
-    found = _join((every % way.radix).take(symbols), way.radix - 1, way.split, 1, raw)
+    gaps = _join((every // way.radix).take(symbols), (way.runs - 1, way.extent, False), 0, raw)
+    found = _join((every % way.radix).take(symbols), (way.radix - 1, way.split, way.signed), 1, raw)
     # The sum is checked in floats first: it cannot wrap there, and below 2**52 it is exact.
     if gaps.sum(dtype=np.float64) + len(gaps) > count:
         raise CodecError("runs of zeros go beyond the end of their sequence: the blob is damaged")
     values = np.zeros(count, way.dtype)
-    values[np.cumsum(gaps + 1, dtype=np.int64) - 1] = _integers(found, way.signed)
+    values[np.cumsum(gaps + 1, dtype=np.int64) - 1] = found
     return values
 
 

@@ -51,8 +51,11 @@ class Signs:
     def restore(self, matrix: Integers) -> Integers:
         """The inverse of `apply`."""
         if self.chained:
-            signs = np.where(matrix < 0, np.int8(-1), np.int8(1))
-            matrix = np.abs(matrix) * np.multiply.accumulate(signs, axis=1, dtype=np.int8).astype(matrix.dtype)
+            # A number whose bits are all turned, plus one, is its negative.
+            minus = np.bitwise_xor.accumulate((matrix < 0).view(np.int8), axis=1).astype(matrix.dtype)
+            matrix = np.abs(matrix)
+            matrix ^= -minus
+            matrix += minus
         return self._negated(matrix)
 
     def _negated(self, matrix: Integers) -> Integers:
