@@ -77,6 +77,34 @@ def depthwise_cnn_1d(
     return _finish(b, weights, (1, channels, length), classes)
 
 
+def cnn_2d(
+    channels: int = 1,
+    size: int = 28,
+    classes: int = 10,
+    widths: Sequence[int] = (16, 32),
+    hidden: int = 32,
+    kernel: int = 3,
+    seed: int = 0,
+) -> bytes:
+    """A small CNN for square images, x [N, channels, size, size] -> logits [N, classes].
+
+    A convolution with stride 2 and Relu for each width, a hidden linear layer with Relu, a linear layer; 55,338 weights
+    as given.
+    """
+    weights, b = _Weights(seed), Builder("h")
+    x, wide, side, pad = "x", channels, size, kernel // 2
+    for layer, width in enumerate(widths):
+        weight, bias = weights.pair(f"conv{layer}", width, wide, kernel, kernel)
+        x = b.op("Conv", x, weight, bias, kernel_shape=[kernel] * 2, pads=[pad] * 4, strides=[2, 2])
+        x, wide, side = b.op("Relu", x), width, (side + 2 * pad - kernel) // 2 + 1
+    x = b.op("Flatten", x, axis=1)
+    weight, bias = weights.pair("hidden", hidden, wide * side * side)
+    x = b.op("Relu", b.op("Gemm", x, weight, bias, transB=1))
+    weight, bias = weights.pair("head", classes, hidden, gain=1.0)
+    b.op("Gemm", x, weight, bias, transB=1, name="logits")
+    return _finish(b, weights, (1, channels, size, size), classes)
+
+
 def mlp(inputs: int, hidden: Sequence[int], classes: int, seed: int = 0) -> bytes:
     """A multilayer perceptron with Relu, x [N, inputs] -> logits [N, classes]."""
     weights, b = _Weights(seed), Builder("h")

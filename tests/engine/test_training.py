@@ -156,6 +156,17 @@ def test_attention_and_weights_that_are_shared_across_segments(segments: int) ->
         np.testing.assert_allclose(given[name], wanted[name], rtol=1e-3, atol=1e-6, err_msg=name)
 
 
+def test_the_cnn_for_images_has_the_weights_it_says_and_learns() -> None:
+    trainer = Trainer(compile(models.cnn_2d(), batch=16), 1e-3)
+    assert sum(value.size for value in trainer.weights().values()) == 55_338
+    rng = np.random.default_rng(0)
+    x, y = rng.random((16, 1, 28, 28), np.float32), rng.integers(0, 10, 16)
+    losses = [trainer.step(x, y) for _ in range(30)]
+    assert losses[-1] < losses[0] / 2
+    odd = models.cnn_2d(channels=3, size=13, classes=4, widths=(4,), hidden=5, kernel=5)
+    assert predict(odd, np.zeros((2, 3, 13, 13), np.float32)).shape == (2, 4)
+
+
 def test_a_single_segment_recomputes_nothing_and_several_do() -> None:
     model = models.depthwise_cnn_1d()
     assert compile(model, segments=1).recompute_ratio == 0
