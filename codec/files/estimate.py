@@ -14,6 +14,8 @@ I64 = npt.NDArray[np.int64]
 _SYMBOL_BITS = 4
 #: Integers up to this one are symbols by themselves; larger ones are taken as a symbol and raw bits.
 _SPLIT = 8
+#: Integers in a range of so many are symbols by themselves.
+_NARROW = 1 << 10
 
 
 def bits_of_bytes(plane: npt.NDArray[np.uint8]) -> int:
@@ -23,7 +25,13 @@ def bits_of_bytes(plane: npt.NDArray[np.uint8]) -> int:
 
 
 def bits_of_integers(values: I64) -> int:
-    """For integers around zero."""
-    found, raw_lengths, _ = tokens.split_tokens(tokens.zigzag(values.reshape(-1)), _SPLIT)
-    counts = np.bincount(found)
-    return entropy_bits(counts) + int(raw_lengths.sum()) + _SYMBOL_BITS * int(np.count_nonzero(counts))
+    """For integers: narrow ones by their values, others as integers around zero."""
+    flat = values.reshape(-1)
+    low, high = int(flat.min()), int(flat.max())
+    if high - low < _NARROW:
+        counts = np.bincount(flat - low)
+        raw = 0
+    else:
+        found, raw_lengths, _ = tokens.split_tokens(tokens.zigzag(flat), _SPLIT)
+        counts, raw = np.bincount(found), int(raw_lengths.sum())
+    return entropy_bits(counts) + raw + _SYMBOL_BITS * int(np.count_nonzero(counts))
