@@ -20,7 +20,7 @@ import resource, sys
 from collections.abc import Mapping
 import numpy as np
 from sanderling.codec import accumulate, iterate_delta
-from sanderling.codec.delta import encode_lossy
+from sanderling.codec.delta import encode_each
 
 action, path, count, rows = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 
@@ -40,7 +40,7 @@ statm = open("/proc/self/statm").read().split()
 before = int(statm[1]) * resource.getpagesize()
 open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
 if action == "encode":
-    blob = encode_lossy(Lazy(), None, 0.9, None)
+    blob = encode_each(Lazy(), 0.9)
     open(path, "wb").write(blob)
 elif action == "iterate":
     for name, tensor in iterate_delta(blob):
