@@ -30,6 +30,8 @@ _PRICES = 16
 #: The weight of a tensor whose step has the number of the price, and other step numbers that are looked at.
 _WEIGHT, _OTHERS = WEIGHT * 11 // 64, (-2, 2)
 _LARGEST_WEIGHT = 1 << 20
+#: Prices to either side of the last one where a search begins.
+_NEAR = 8
 #: Steps that a group of classes takes from one price to the next.
 _SIXTEENTHS = 16
 
@@ -71,6 +73,10 @@ class Prices:
         self._live = [m for m in measured if m.exponent is not None]
         self._shift = OCTAVE * (np.array([m.exponent for m in self._live], np.int64) - SCALE)
         self._search = Search(self._live)
+        self._least, self._most = int(self._shift.min()) - 2 * OCTAVE, int(self._shift.max()) + NUMBERS + 2
+        # Where the last search ended: the next one is for something near it.
+        self._price = 0
+        self._others: I64 | None = None
 
     def within_bits(self, bits: float) -> list[Choice | None]:
         """What each tensor is rounded with (None if it is all zero) so that about `bits` are predicted, or less."""
@@ -82,21 +88,24 @@ class Prices:
 
     def _choices(self, finer: Callable[[_Point], bool], beyond: bool) -> list[Choice | None]:
         """Choices at the border of what is `finer`: just beyond it, or just before."""
-        low, high = int(self._shift.min()) - 2 * OCTAVE, int(self._shift.max()) + NUMBERS + 2
-        least, most = low * _PRICES, high * _PRICES
-        others = np.zeros(len(self._live), np.int64)
-        while low + 1 < high:  # whole step numbers first
-            middle = (low + high) // 2
-            low, high = (middle, high) if finer(self._at(middle * _PRICES, others)) else (low, middle)
-        others = self._best(low * _PRICES)
-        low, high = low * _PRICES, high * _PRICES
+        least, most = _PRICES * self._least, _PRICES * self._most
+        if self._others is None:
+            low, high = self._least, self._most
+            others = np.zeros(len(self._live), np.int64)
+            while low + 1 < high:  # whole step numbers first
+                middle = (low + high) // 2
+                low, high = (middle, high) if finer(self._at(middle * _PRICES, others, 2)) else (low, middle)
+            self._price, self._others = low * _PRICES + _PRICES // 2, self._best(low * _PRICES)
+        others = self._others
+        low, high = self._price - _NEAR, self._price + _NEAR
         while not finer(self._at(low, others)) and low > least:
-            low, high = low - _PRICES, low
+            low, high = low - 2 * _NEAR, low
         while finer(self._at(high, others)) and high < most:
-            low, high = high, high + _PRICES
+            low, high = high, high + 2 * _NEAR
         while low + 1 < high:
             middle = (low + high) // 2
             low, high = (middle, high) if finer(self._at(middle, others)) else (low, middle)
+        self._price = low
         lower = self._at(low, others)
         higher = self._with(lower.numbers, high)  # the same steps, as what is between cannot have both
         while finer(higher) and high < most:
@@ -126,14 +135,14 @@ class Prices:
         """Sums of squares of tensors, from those of their scaled magnitudes."""
         return np.ldexp(error, 2 * (self._shift // OCTAVE))
 
-    def _at(self, price: int, others: I64) -> _Point:
+    def _at(self, price: int, others: I64, turns: int = 4) -> _Point:
         """What tensors become with steps whose numbers differ by `others` from that of the price."""
         numbers = np.clip(price // _PRICES - self._shift + others, 0, NUMBERS)
-        return self._with(numbers, price)
+        return self._with(numbers, price, turns)
 
-    def _with(self, numbers: I64, price: int) -> _Point:
+    def _with(self, numbers: I64, price: int, turns: int = 4) -> _Point:
         """What tensors become with steps of these numbers."""
-        found = self._search.find(numbers, self._weights(price, numbers))
+        found = self._search.find(numbers, self._weights(price, numbers), turns)
         return _Point(numbers, found.thresholds, found.bits, self._absolute(found.error))
 
     def _best(self, price: int) -> I64:

@@ -30,8 +30,9 @@ I32 = npt.NDArray[np.int32]
 
 #: Share of energy that `encode_delta` sends if not told otherwise.
 DEFAULT_QUALITY = 0.9
-#: Of the error that is allowed, predictions aim at this, so that the first rounding mostly keeps the promise.
-_AIM = 1 - 1 / 512
+#: Of the error that is allowed, predictions (from all elements, and from a sample) aim at this, so that the first
+#: rounding mostly keeps the promise.
+_AIM, _AIM_SAMPLED = 1 - 1 / 512, 1 - 1 / 128
 #: Notches of a step number, and how much lower thresholds are at each.
 _NOTCHES, _NOTCH = 16, rounding.GRAIN
 #: Predictions for so few elements are corrected by first roundings.
@@ -58,7 +59,7 @@ def keep(tensors: Sequence[F32], quality: float) -> Iterator[Quantized]:
     choices: Sequence[Choice | None] = [None] * len(tensors)
     if any(m.exponent is not None for m in measured):
         prices = Prices(measured)
-        choices = prices.within_error(allowed * _AIM)
+        choices = prices.within_error(allowed * (_AIM if all(m.every == 1 for m in measured) else _AIM_SAMPLED))
         if sum(tensor.size for tensor in tensors) <= _SMALL:
             choices = _tried(tensors, measured, prices, allowed, choices)
     predicted = math.fsum(choice.error for choice in choices if choice is not None)

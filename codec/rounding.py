@@ -246,7 +246,7 @@ def apply(tensor: F32, measured: Magnitudes, number: int, thresholds: I64) -> tu
 
 def _table(measured: Magnitudes, thresholds: I64) -> U8:
     """The level of each class and fine position [CLASSES, TOP * _FINE + 1]."""
-    edges = thresholds[measured.groups]
     entries = np.arange(TOP * _FINE + 1) * GRAIN
-    table: U8 = (edges[:, None, :] <= entries[:, None]).sum(axis=2, dtype=np.uint8)
-    return table
+    table = (thresholds[:, None, :] <= entries[:, None]).sum(axis=2, dtype=np.uint8)
+    result: U8 = table[measured.groups]
+    return result
