@@ -1,6 +1,6 @@
 """Bytes, error and speed of the codec beside its peers, on sets that this makes by itself. Prints JSON.
 
-    python benchmarks/codec.py [--sections sizes equal speed] [--only NAME ...] [--rounds 9] [--output FILE]
+    python benchmarks/codec.py [--sections sizes equal quality speed] [--only NAME ...] [--rounds 9] [--output FILE]
 
 `sizes`: integers of 84 deltas and 28 models' weights (`_sets.py`: training with fixed seeds, weights out of packages),
 coded without loss. Ours is the whole blob of `encode_integers`, decoded again and compared; NNCodec 2.1.3 (ISO/IEC
@@ -13,6 +13,9 @@ and the bytes for it: of `encode_delta` with the `target_bytes` that give this e
 (`by_quality`); of uniform rounding under our own lossless coder; of NNCodec's
 trellis quantization as it comes (`lambda_scale` 0) and at the best of three `lambda_scale`, interpolated on its curves
 of bytes over error (None where the curve has a gap). Where 95 % of the energy are lost, it is in no mean.
+
+`quality`: what a quality comes to: zeros, float32 bytes over bytes of the blob, and the share of the error allowed
+that was made, of each delta, and the least, median and most by optimizer.
 
 `speed`: one thread, about a million weights of the recurrent network's deltas, dense and with 80, 95 and 99 % zeros,
 and of int8 weights; millions of weights a second, medians, and the same in processor time (what to compare on a machine
@@ -44,11 +47,12 @@ from benchmarks import _sets  # noqa: E402
 from benchmarks._peers import LAMBDA_SCALES, PEERS, Peers, interpolate, nncodec  # noqa: E402
 from sanderling.codec import accumulate, decode_delta, decode_integers, encode_delta, encode_integers  # noqa: E402
 
-SECTIONS = ("sizes", "equal", "speed")
+SECTIONS = ("sizes", "equal", "quality", "speed")
 #: Bytes that the step of uniform rounding takes beside its integers.
 STEP_BYTES = 4
 #: Where more than this share of the energy is lost, next to nothing is sent: listed, not in means.
 MOST_ERROR = 0.95
+QUALITIES = (0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.999)
 #: Timed: about a million weights each. Deltas of floats are timed beside the sets of the same network and optimizer.
 TIMED = ("gru-sgd-dense", "gru-sgd-step80", "gru-sgd-step95", "gru-sgd-step99", "gru-adam-dense", "ocr-det-int8")
 Arrays = dict[str, Any]
@@ -142,6 +146,30 @@ def equal(only: list[str], peers: Peers) -> dict[str, Any]:
             if ratios
         },
     }
+
+
+def quality(only: list[str]) -> dict[str, Any]:
+    """Zeros, factors of size and error of all deltas at some qualities."""
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for source in _chosen([f"{n}-{o}" for n in _sets.NETWORKS for o in _sets.OPTIMIZERS], only):
+        delta = _sets.floats(source)
+        count, energy = sum(value.size for value in delta.values()), _energy(delta.values())
+        for wanted in QUALITIES:
+            blob, residual = encode_delta(delta, quality=wanted)
+            zeros = sum(int((value == 0).sum()) for value in decode_delta(blob).values()) / count
+            error = _energy(residual.values()) / energy / (1 - wanted)
+            table.setdefault(str(wanted), {})[source] = {
+                "zeros": round(zeros, 4), "smaller": round(4 * count / len(blob), 1), "error": round(error, 4)
+            }  # fmt: skip
+    summary: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for share, rows in table.items():
+        for optimizer in _sets.OPTIMIZERS:
+            chosen = [row for source, row in rows.items() if source.endswith(optimizer)]
+            for what in ("zeros", "smaller", "error") if chosen else ():
+                values = sorted(row[what] for row in chosen)
+                place = summary.setdefault(share, {}).setdefault(optimizer, {})
+                place[what] = [values[0], round(statistics.median(values), 4), values[-1]]
+    return {"least_median_most": summary, "deltas": table}
 
 
 def _ours(delta: Arrays, error: float, low: float, high: float, tries: int, setting: str) -> tuple[float, float]:
@@ -251,6 +279,8 @@ def main() -> None:
         report["sizes"] = sizes(options.only, peers)
     if "equal" in options.sections:
         report["equal"] = equal(options.only, peers)
+    if "quality" in options.sections:
+        report["quality"] = quality(options.only)
     if "speed" in options.sections:
         report["speed"] = speed(options.rounds)
     text = json.dumps(report, indent=2)
