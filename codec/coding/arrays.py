@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from ..errors import CodecError
 from ..limits import CodecLimits
-from . import describe, lanes, lines, modes, plan, tables, ways
+from . import describe, lanes, lines, mirror, modes, plan, tables, ways
 from .bits import BitReader, BitWriter, pack, unpack, words
 from .describe import Described, Second
 from .division import Labels, Shape
@@ -78,7 +78,7 @@ def encode(arrays: Sequence[npt.NDArray[np.generic]]) -> bytes:
 
     second = BitWriter()
     for each in planned:
-        describe.write_second(second, each.division, each.signs, each.uses, total)
+        describe.write_second(second, each.division, each.mirrored, each.signs, each.uses, total)
     codes = lanes.encode(second, [(sequence.symbols, lengths) for sequence, lengths in coded])
     raw_lengths = np.concatenate([np.zeros(0, np.int64), *(sequence.raw_lengths for sequence, _ in coded)])
     raw = pack(
@@ -199,6 +199,8 @@ class _Values:
         if second.uses is not None:
             values = Template(self._matrix()[0], second.uses).add(values)
         values = second.signs.restore(values)
+        if second.mirrored:
+            values = mirror.add(values, each.shape.taps, second.mirrored)
         if base:
             values = values + dtype.type(base)
         return values

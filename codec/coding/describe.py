@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CodecError
-from . import division, modes
+from . import division, mirror, modes
 from .bits import BitReader, BitWriter
 from .division import UNLABELLED, Division, Labels, Shape
 from .signs import NO_SIGNS, Signs
@@ -21,8 +21,8 @@ from .signs import NO_SIGNS, Signs
 Codes = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
 
-#: What an array is: one sequence, nothing but its base, divided; one sequence or divided, with changed signs; the same
-#: with a template, which is then described next.
+#: What an array is: one sequence, nothing but its base, divided; one sequence or divided, mirrored or with changed
+#: signs; the same with a template, which is then described next.
 WHOLE, CONSTANT, DIVIDED, WHOLE_SIGNS, DIVIDED_SIGNS, WHOLE_TEMPLATE, DIVIDED_TEMPLATE = range(7)
 
 
@@ -49,7 +49,7 @@ class Described:
 
     @property
     def signs(self) -> bool:
-        """Whether signs may be changed."""
+        """Whether lines may be mirrored and signs changed."""
         return self.kind >= WHOLE_SIGNS
 
     @property
@@ -96,21 +96,27 @@ def read(head: BitReader, shape: Shape, codes: int, streams: int) -> Described:
 
 @dataclass(frozen=True)
 class Second:
-    """What the second header says of an array; `uses` are the rows with the template."""
+    """What the second header says of an array: besides, how it is mirrored, and which rows use the template."""
 
     division: Division | None
+    mirrored: int
     signs: Signs
     uses: Flags | None
 
 
-def write_second(head: BitWriter, divided: Division | None, signs: Signs, uses: Flags | None, codes: int) -> None:
-    """Append to the second header: the code of each context, what was done to signs, which rows use the template."""
+def write_second(
+    head: BitWriter, divided: Division | None, mirrored: int, signs: Signs, uses: Flags | None, codes: int
+) -> None:
+    """Append to the second header: the code of each context, how lines are mirrored, what was done to signs, which rows
+    use the template.
+    """
     if divided is not None:
         numbers: list[int] = divided.classes.tolist()
         head.bits(numbers[0], width(codes))
         for before, number in itertools.pairwise(numbers):
             head.signed(number - before)
-    if signs.changed or uses is not None:
+    if mirrored or signs.changed or uses is not None:
+        head.number(mirrored)
         head.bits(signs.chained, 1)
         for flags, lines in zip((signs.rows, signs.columns), _signed(divided, uses is not None), strict=True):
             head.bits(flags is not None, 1)
@@ -132,7 +138,8 @@ def read_second(head: BitReader, each: Described, labels: Sequence[Labels], code
             raise CodecError("a context is of a sequence that is not there: the blob is damaged")
         divided = Division(each.shape, each.by_row, each.by_column, labels, np.array(numbers, np.uint8))
     if not each.signs:
-        return Second(divided, NO_SIGNS, None)
+        return Second(divided, mirror.NOT, NO_SIGNS, None)
+    mirrored = head.number(largest=mirror.PERIOD_ODD)
     chained = bool(head.bits(1))
     negated: list[Flags | None] = [None, None]
     for axis, (lines, size) in enumerate(
@@ -144,7 +151,7 @@ def read_second(head: BitReader, each: Described, labels: Sequence[Labels], code
             flags[slice(None) if lines is None else lines] = head.flags(count)
             negated[axis] = flags
     uses = head.flags(each.shape.rows) if each.template else None
-    return Second(divided, Signs(negated[0], negated[1], chained), uses)
+    return Second(divided, mirrored, Signs(negated[0], negated[1], chained), uses)
 
 
 def _signed(divided: Division | None, template: bool) -> tuple[Flags | None, Flags | None]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from . import classes, describe, fixed, signs, template
+from . import classes, describe, fixed, mirror, signs, template
 from .describe import Described
 from .division import CHANNEL, CHANNEL_AND_TAP, UNLABELLED, Division, Labels, Shape, contexts
 from .histograms import TOKENS, UNTOLD, WEIGHTS, Choice, Seen, column_labels, to_tokens
@@ -43,7 +43,7 @@ _SMALL_GROUP = 1 << 18
 
 @dataclass
 class Planned:
-    """What is decided about one array: `values` are less their base and with their signs changed, as a matrix."""
+    """What is decided about one array: `values` are less base and mirror image, with signs changed, as a matrix."""
 
     shape: Shape
     base: int
@@ -54,6 +54,8 @@ class Planned:
     signs: Signs
     #: Which rows have a template subtracted: that is planned next after this.
     uses: Flags | None = None
+    #: How lines are mirrored (`mirror.py`).
+    mirrored: int = mirror.NOT
 
     @property
     def labels(self) -> Sequence[Labels]:
@@ -75,7 +77,7 @@ class Planned:
 
     @property
     def _treatment(self) -> int:
-        return 2 if self.uses is not None else 1 if self.signs.changed else 0
+        return 2 if self.uses is not None else 1 if self.signs.changed or self.mirrored else 0
 
 
 def base_of(values: Integers) -> int:
@@ -121,14 +123,17 @@ def _prepare(shape: Shape, values: Integers) -> Planned:
             values = values - values.dtype.type(base)
     if not values.any():
         return Planned(shape, base, values, True, None, 0, NO_SIGNS)
+    if how := mirror.find(values, shape.taps):
+        values = mirror.subtract(values, shape.taps, how)
     found = signs.find(values) if values.size >= _LEAST else NO_SIGNS
-    return Planned(shape, base, found.apply(values), False, None, 0, found)
+    return Planned(shape, base, found.apply(values), False, None, 0, found, mirrored=how)
 
 
 def _with_template(member: _Member) -> list[_Member]:
     """The array, or what is left of it without its template and that, if these are cheaper."""
     planned = member.planned
-    found = template.find(planned.values)
+    # differences of differences need not fit
+    found = None if planned.mirrored else template.find(planned.values)
     if found is None:
         return [member]
     left = replace(planned, values=found.subtract(planned.values), uses=found.uses)

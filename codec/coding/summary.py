@@ -33,7 +33,7 @@ def summary(array: Integers) -> str:
     modes = dict.fromkeys(_name(ways.choose(np.concatenate(part))[0].way) for part in parts)
     classes = f"{total} class{'es' if total > 1 else ''}{' of ' + ' and '.join(by) if by else ''}"
     signs = ", chained signs" if planned.signs.chained else ", signs by line" if planned.signs.changed else ""
-    signs += ", a template" if others else ""
+    signs += ", a template" if others else ", mirrored" if planned.mirrored else ""
     return f"{classes}, {'/'.join(modes)}{signs}"
 
 

@@ -330,8 +330,9 @@ def read_second(bits: Bits, each: dict[str, Any], streams: list[list[int]], tota
         each["order"] = [(each["code"], i, j) for i in range(rows) for j in range(columns)]
     else:
         each["order"] = []
-    each["signs"], each["chained"] = [[1] * rows, [1] * columns], 0
+    each["signs"], each["chained"], each["mirrored"] = [[1] * rows, [1] * columns], 0, 0
     if each["kind"] >= 3:
+        each["mirrored"] = bits.number()
         each["chained"] = bits.take(1)
         for signs, labels in zip(each["signs"], (row, column), strict=True):
             if bits.take(1):
@@ -356,11 +357,18 @@ def array_of(each: dict[str, Any], matrix: list[list[int]]) -> list[int]:
             sign = -sign if value < 0 else sign
             line[j] = sign * abs(value)
     signed = [
-        each["base"] + sign * other * value
+        sign * other * value
         for sign, line in zip(each["signs"][0], matrix, strict=True)
         for other, value in zip(each["signs"][1], line, strict=True)
     ]
-    return [(value + 2**63) % 2**64 - 2**63 for value in signed]
+    if each["mirrored"]:
+        length = each["taps"] if each["taps"] > 1 else each["columns"]
+        for start in range(0, len(signed), length):
+            for place in range(length):
+                image = length - 1 - place if each["mirrored"] <= 2 else length - place
+                if image < place:
+                    signed[start + place] += signed[start + image] * (1 if each["mirrored"] in (1, 3) else -1)
+    return [(each["base"] + value + 2**63) % 2**64 - 2**63 for value in signed]
 
 
 def natural(bits: Bits, token: int, split: int) -> int:
@@ -504,6 +512,13 @@ def structured(seed: int, shape: tuple[int, ...], template: bool) -> np.ndarray[
     values = np.rint(np.multiply.outer(row, column) * noise * source.choice([0.05, 1, 50]))
     if template:
         values = values // 16 + np.multiply.outer(source.random(rows) > 0.3, source.integers(-30, 30, columns))
+    if not template and source.random() < 0.4:
+        half = values.reshape(-1, columns if len(shape) == 2 else math.prod(shape[2:]))
+        width, first, sign = half.shape[1], source.integers(2), source.choice([-1, 1])
+        for place in range(width):
+            image = width - 1 - place + first
+            if image < place:
+                half[:, place] = sign * half[:, image] + (source.random(len(half)) < 0.1)
     if source.random() < 0.3:
         values = np.abs(values) * np.sign(np.cumsum(source.normal(0, 1, (rows, columns)), axis=1))
     result: np.ndarray[Any, np.dtype[np.int64]] = values.astype(np.int64).reshape(shape)
