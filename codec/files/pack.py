@@ -222,7 +222,7 @@ def _is_better(source: Source, item: Range) -> bool:
     ours = forms.choose(piece, data, None).bits // 8
     if 100 * len(general.deflate(data, 6)) > _LIKELY * ours:
         return True
-    return 100 * len(general.squeeze(data)[1]) >= _BETTER * ours
+    return 100 * len(general.squeeze(data, trial=True)[1]) >= _BETTER * ours
 
 
 def _digest(source: Source, at: int, size: int) -> bytes:
