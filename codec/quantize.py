@@ -38,7 +38,7 @@ _NOTCHES, _NOTCH = 16, rounding.GRAIN
 #: Predictions for so few elements are corrected by first roundings.
 _SMALL = 1 << 16
 #: First roundings at most, and which share of the allowed error is near enough.
-_TRIES, _CLOSE = 5, 31 / 32
+_TRIES, _CLOSE = 3, 31 / 32
 #: Codings in earnest at most, and which share of the bytes wanted is near enough.
 _CODINGS, _NEAR = 7, 63 / 64
 
@@ -118,7 +118,7 @@ def _tried(
     tensors: Sequence[F32], measured: Sequence[Magnitudes], prices: Prices, allowed: float, first: list[Choice | None]
 ) -> list[Choice | None]:
     """Choices whose errors are true ones, and nearly what is allowed: for a few elements, predictions are coarse."""
-    aim, choices, best, most = allowed * _AIM, first, first, 0.0
+    aim, choices, best, most, before = allowed * _AIM, first, first, 0.0, -1.0
     for _ in range(_TRIES):
         true = [
             choice and replace(choice, error=_rounded(tensor, each, choice)[1])
@@ -127,8 +127,9 @@ def _tried(
         error = math.fsum(choice.error for choice in true if choice is not None)
         if most < error <= allowed:
             best, most = true, error
-        if allowed * _CLOSE <= error <= allowed or not error:
+        if allowed * _CLOSE <= error <= allowed or error in (0.0, before):
             break
+        before = error
         aim *= allowed * (1 + _CLOSE) / 2 / error
         choices = prices.within_error(aim)
     return best

@@ -47,7 +47,7 @@ def exact(tensor: F32) -> Fraction:
     return sum((Fraction(float(value)) ** 2 for value in tensor.reshape(-1)), Fraction(0))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(TENSORS, min_size=1, max_size=4), QUALITIES)
 def test_the_promise_holds_for_any_finite_tensors(tensors: list[F32], quality: float) -> None:
     # The promise is about energy on a scale of 20 bits, which is what the slack is for.
