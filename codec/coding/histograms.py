@@ -157,7 +157,7 @@ class Seen:
         row_signs, column_signs = self._signs
         row_kinds, row_of = np.unique(rows.astype(np.int64) * _SIGNS + row_signs, return_inverse=True)
         column_kinds, column_of = np.unique(columns.astype(np.int64) * _SIGNS + column_signs, return_inverse=True)
-        joint = self._joint(row_of.reshape(-1), column_of.reshape(-1)).reshape(-1, TOKENS)
+        joint = self._joint(row_of.reshape(-1), column_of.reshape(-1))
         row_kind, column_kind = row_kinds // _SIGNS, column_kinds // _SIGNS
         found: list[Choice] = []
         for by_row, by_column in ((True, False), (False, True), (True, True)):
@@ -176,9 +176,6 @@ class Seen:
                 )
                 if signs and max(row.max(), column.max()) > LARGEST_LABEL:
                     continue
-                context = (row[:, np.newaxis] + column - 2).reshape(-1)
-                live = np.flatnonzero(np.multiply.outer(row > 0, column > 0).reshape(-1))
-                total = int(row.max() + column.max()) - 1
                 row_labels = row[row_of.reshape(-1)].astype(np.uint8)
                 labels = column[column_of.reshape(-1)]
                 sets = [labels.astype(np.uint8)] if by_column else []
@@ -188,7 +185,7 @@ class Seen:
                         EACH if by_column else UNLABELLED,
                         sets,
                         labels,
-                        _gathered(joint[live], context[live], total),
+                        _by_context(joint, row, column),
                         sum(label_bits(each) for each in [*([row_labels] if by_row else []), *sets]),
                     )
                 )
@@ -211,10 +208,10 @@ class Seen:
     def counted(self, choice: Choice) -> Choice:
         """The same with histograms of its labels."""
         rows, columns = choice.row_labels(self.shape), choice.columns
-        joint = self._joint(rows, columns)[1:, 1:]
-        context = np.add.outer(np.arange(joint.shape[0]), np.arange(joint.shape[1])).reshape(-1)
-        total = joint.shape[0] + joint.shape[1] - 1
-        histograms = _gathered(joint.reshape(-1, TOKENS), context, total)
+        row_kinds, row_of = np.unique(rows, return_inverse=True)
+        column_kinds, column_of = np.unique(columns, return_inverse=True)
+        joint = self._joint(row_of.reshape(-1), column_of.reshape(-1))
+        histograms = _by_context(joint, row_kinds, column_kinds)
         side = sum(label_bits(each) for each in [*([] if choice.rows is None else [choice.rows]), *choice.sets])
         return Choice(choice.rows, choice.by_column, choice.sets, columns, histograms, side)
 
@@ -224,10 +221,8 @@ class Seen:
         height, width = int(rows.max()) + 1, int(columns.max()) + 1
         index = self.tokens[::step] + (rows[::step] * (width * self.top)).astype(np.int32)[:, np.newaxis]
         index += (columns * self.top).astype(np.int32)
-        counts = np.zeros((height, width, TOKENS), np.int64)
-        found = np.bincount(index.reshape(-1), minlength=height * width * self.top)
-        counts[:, :, : self.top] = step * found.reshape(height, width, self.top)
-        return counts
+        counts = np.bincount(index.reshape(-1), minlength=height * width * self.top).reshape(height, width, self.top)
+        return counts if step == 1 else step * counts
 
     def line_costs(self, axis: int, lines: I64, others: I64, crossing: I64, labels: I64, words: F64) -> F64:
         """What each line would cost with each of `labels`: (lines, labels), in the unit of `words`.
@@ -274,14 +269,25 @@ class Seen:
         return step * costs
 
 
-def _gathered(histograms: I64, contexts: I64, total: int) -> I64:
-    """Sums of histograms by context."""
-    result = np.zeros((total, histograms.shape[1]), np.int64)
-    order = np.argsort(contexts, kind="stable")
-    found, first = np.unique(contexts[order], return_index=True)
-    if len(found):
-        result[found] = np.add.reduceat(histograms[order], first, axis=0)
+def _by_context(joint: I64, rows: I64, columns: I64) -> I64:
+    """Histograms by context from those of (rows, columns, tokens), which have these labels; 0 is left out."""
+    row_labels, joint = _merged(joint, rows, 0)
+    column_labels, joint = _merged(joint, columns, 1)
+    result = np.zeros((int(rows.max() + columns.max()) - 1, TOKENS), np.int64)
+    for label, histograms in zip(row_labels.tolist(), joint, strict=True):
+        result[column_labels + (label - 2), : joint.shape[2]] += histograms
     return result
+
+
+def _merged(joint: I64, labels: I64, axis: int) -> tuple[I64, I64]:
+    """(the labels that there are, ascending and without 0, sums of what has the same label) along an axis."""
+    order = np.argsort(labels, kind="stable")
+    order = order[np.count_nonzero(labels == 0) :]
+    kinds, first = np.unique(labels[order], return_index=True)
+    if len(kinds) == 1 and len(order) == len(labels):
+        return kinds, joint.sum(axis=axis, keepdims=True)
+    joint = joint.take(order, axis=axis)
+    return kinds, joint if len(kinds) == len(order) else np.add.reduceat(joint, first, axis=axis)
 
 
 def _by_magnitude(sums: I64, count: int, per_octave: int) -> Labels:
