@@ -49,6 +49,22 @@ UNTOLD = _by_token(
     np.arange(8 * (_EIGHTHS - _SINGLE)) // 8 + _SINGLE - 3,
     np.arange(2 * (32 - _EIGHTHS)) // 2 + _EIGHTHS - 1,
 )
+
+
+def _halves() -> Bytes:
+    """For each token, its number when eighths of octaves are joined to halves."""
+    numbers = np.arange(TOKENS)
+    first, last = 2 * (1 << _SINGLE) - 1, 2 * _COARSE - 1
+    eighth = numbers[first:last] - first
+    numbers[first:last] = first + 8 * (eighth // 8) + eighth % 2
+    return np.unique(numbers, return_inverse=True)[1].reshape(-1).astype(np.uint8)
+
+
+HALVES = _halves()
+#: Cells of the histograms by line, beyond which tokens are coarse.
+_MUCH = 1 << 18
+#: Then also only so many labels of crossing lines are looked at.
+_KINDS = 24
 #: Values in a range of at most this size become tokens by a table.
 _TABLE = 1 << 16
 #: Elements of an array that histograms are made of, about.
@@ -81,6 +97,18 @@ def _tokens(values: Integers) -> Bytes:
     halves = _COARSE + 2 * (octave - _EIGHTHS) + ((magnitude >> (octave - 1)) & 1)
     found = np.where(magnitude < 1 << _SINGLE, magnitude, np.where(octave < _EIGHTHS, eighths, halves))
     return (2 * found - (wide < 0)).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Words:
+    """What each token costs, in each of some codes or contexts: of all tokens, and of those joined by `HALVES`."""
+
+    exact: F64
+    halves: F64
+
+    def of(self, numbers: I64) -> Words:
+        """Those with these numbers."""
+        return Words(self.exact[numbers], self.halves[numbers])
 
 
 @dataclass(frozen=True)
@@ -224,18 +252,22 @@ class Seen:
         counts = np.bincount(index.reshape(-1), minlength=height * width * self.top).reshape(height, width, self.top)
         return counts if step == 1 else step * counts
 
-    def line_costs(self, axis: int, lines: I64, others: I64, crossing: I64, labels: I64, words: F64) -> F64:
+    def line_costs(self, axis: int, lines: I64, others: I64, crossing: I64, labels: I64, words: Words) -> F64:
         """What each line would cost with each of `labels`: (lines, labels), in the unit of `words`.
 
         `lines` says which line of the set each row (`axis` 0) or column (1) belongs to, `others` its label in another
         set of the same axis (1 if there is none); `crossing` are the labels of the other axis. `words` are the costs
-        of tokens by context. Long lines are judged by a part of them.
+        of tokens by context. Long lines are judged by a part of them, and by coarse tokens if there is much to do.
         """
+        combinations = len(np.unique(others)) * len(np.unique(crossing)) * self.top
+        coarse = (int(lines.max()) + 1) * combinations > _MUCH
+        found = HALVES.take(self.tokens) if coarse else self.tokens
+        costs_of, top = (words.halves, int(HALVES[: self.top].max()) + 1) if coarse else (words.exact, self.top)
         # Words may be known of a sample only, in which the rarest tokens are not.
-        words = np.pad(words, ((0, 0), (0, max(0, self.top - words.shape[1]))), mode="edge")
-        view = self.tokens if axis == 0 else self.tokens.T
+        costs_of = np.pad(costs_of, ((0, 0), (0, max(0, top - costs_of.shape[1]))), mode="edge")
+        view = found if axis == 0 else found.T
         width = int(crossing.max()) + int(others.max()) - 1
-        live = np.flatnonzero(crossing)
+        live = np.flatnonzero(np.isin(crossing, _frequent(crossing)) if coarse else crossing)
         step = max(1, min(len(view) * len(live) // _LINE_SAMPLE, len(live) // _SHORT))
         live = live[::step]
         used = np.flatnonzero(others)
@@ -247,14 +279,18 @@ class Seen:
         place[kinds] = np.arange(len(kinds))
         view, crossing = view[:, live], crossing[live]
         total = int(lines.max(initial=-1)) + 1
-        cells = len(kinds) * self.top
-        table = np.stack([words[kinds + label - 1, : self.top].reshape(-1) for label in labels.tolist()], axis=1)
+        cells = len(kinds) * top
+        table = np.stack([costs_of[kinds + label - 1, :top].reshape(-1) for label in labels.tolist()], axis=1)
         costs = np.zeros((total, len(labels)))
+        # Sixteenths of bits are enough for much data, and 32-bit floats hold the sums of short lines.
+        unit = fixed.FRACTION - 4 if coarse and int(np.bincount(lines).max()) * view.shape[1] < 1 << 13 else 0
+        if unit:
+            table = (table.astype(np.int64) >> unit).astype(np.float32)
         piece = max(1, _CELLS // cells)
         order = np.argsort(lines, kind="stable")
         bounds = np.searchsorted(lines[order], np.arange(0, total + piece, piece))
         single = len(np.unique(others)) == 1
-        column = (place[crossing + int(others[0] if len(others) else 1) - 2] * self.top).astype(np.int32)
+        column = (place[crossing + int(others[0] if len(others) else 1) - 2] * top).astype(np.int32)
         for number, (first, last) in enumerate(itertools.pairwise(bounds.tolist())):
             chosen = order[first:last]
             base, end = number * piece, min((number + 1) * piece, total)
@@ -263,10 +299,18 @@ class Seen:
             if single:
                 index += column
             else:
-                index += (place[np.add.outer(others[chosen], crossing) - 2] * self.top).astype(np.int32)
+                index += (place[np.add.outer(others[chosen], crossing) - 2] * top).astype(np.int32)
             counts = np.bincount(index.reshape(-1), minlength=(end - base) * cells)
-            costs[base:end] = counts.reshape(end - base, -1).astype(np.float64) @ table
-        return step * costs
+            # Exact: sums of products of whole numbers that the floats can hold.
+            costs[base:end] = counts.reshape(end - base, -1).astype(table.dtype) @ table
+        return (step << unit) * costs
+
+
+def _frequent(labels: I64) -> I64:
+    """The most frequent labels (without 0)."""
+    counts = np.bincount(labels)
+    counts[0] = 0
+    return np.argsort(-counts, kind="stable")[: min(_KINDS, int(np.count_nonzero(counts)))]
 
 
 def _by_context(joint: I64, rows: I64, columns: I64) -> I64:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from . import classes, describe, fixed, mirror, signs, template
 from .describe import Described
 from .division import CHANNEL, CHANNEL_AND_TAP, UNLABELLED, Division, Labels, Shape, contexts
-from .histograms import TOKENS, UNTOLD, WEIGHTS, Choice, Seen, column_labels, to_tokens
+from .histograms import HALVES, TOKENS, UNTOLD, WEIGHTS, Choice, Seen, Words, column_labels, to_tokens
 from .signs import NO_SIGNS, Signs
 
 Integers = npt.NDArray[np.signedinteger]
@@ -113,7 +113,7 @@ def plan(arrays: Sequence[tuple[Shape, Integers]]) -> tuple[list[Planned], int]:
         codes, words = _codes(members)
     for member, of in zip(members, codes, strict=True):
         member.finish(of)
-    return found, len(words)
+    return found, len(words.exact)
 
 
 def _prepare(shape: Shape, values: Integers) -> Planned:
@@ -157,12 +157,12 @@ class _Member:
             self.choices = [Choice(None, UNLABELLED, [], np.ones(shape.columns, np.int64), counts[np.newaxis], 0)]
         self.choice = min(self.choices, key=_own_cost)
 
-    def choose(self, words: F64) -> bool:
+    def choose(self, words: Words) -> bool:
         """Take the choice that is cheapest under codes of these costs of words, and give each line the label that is
         cheapest for it. Whether anything is new.
         """
         before = self.choice
-        by_context = [choice.histograms[:, : words.shape[1]] @ words.T for choice in self.choices]
+        by_context = [choice.histograms[:, : words.exact.shape[1]] @ words.exact.T for choice in self.choices]
         costs = [
             int(found.min(axis=1).sum()) + _choice_bits(choice, _CONTEXT_BITS)
             for choice, found in zip(self.choices, by_context, strict=True)
@@ -172,7 +172,7 @@ class _Member:
         if self.seen is not None and self.choice.divided:
             used: Flags = np.asarray(self.choice.histograms.any(axis=1))
             codes = _spread(by_context[best].argmin(axis=1), used)
-            self.choice = _refined(self.seen, self.choice, words[codes])
+            self.choice = _refined(self.seen, self.choice, words.of(codes))
             self.choices = [self.choices[0], self.choice]
         return self.choice is not before
 
@@ -189,7 +189,7 @@ class _Member:
         self.planned.division = Division(self.planned.shape, by_row, choice.by_column, sets, table)
 
 
-def _codes(members: Sequence[_Member]) -> tuple[list[I64], F64]:
+def _codes(members: Sequence[_Member]) -> tuple[list[I64], Words]:
     """The code of each context of each member as it has chosen, and the costs of each code's words."""
     every = np.concatenate([member.choice.histograms for member in members])
     used = every.any(axis=1)
@@ -202,7 +202,9 @@ def _codes(members: Sequence[_Member]) -> tuple[list[I64], F64]:
     numbers[used] = found
     ends = np.cumsum([len(member.choice.histograms) for member in members])[:-1]
     codes = [_spread(*each) for each in zip(np.split(numbers, ends), np.split(used, ends), strict=True)]
-    return codes, classes.word_costs(sums)
+    halves = np.zeros((len(sums), int(HALVES[:top].max()) + 1), np.int64)
+    np.add.at(halves.T, HALVES[:top], sums.T)
+    return codes, Words(classes.word_costs(sums), classes.word_costs(halves))
 
 
 def _keys(units: I64) -> I64:
@@ -220,7 +222,7 @@ def _spread(codes: I64, used: Flags) -> I64:
     return result
 
 
-def _refined(seen: Seen, choice: Choice, words: F64) -> Choice:
+def _refined(seen: Seen, choice: Choice, words: Words) -> Choice:
     """The choice with the cheapest label for each line, where `words` are the costs of words by context."""
     shape = seen.shape
     rows = choice.row_labels(shape)
@@ -262,7 +264,7 @@ def _columns_of_set(shape: Shape, way: int, sets: Sequence[Labels], number: int)
     return channel if way == CHANNEL else np.arange(shape.columns), np.ones(shape.columns, np.int64)
 
 
-def _cheapest(seen: Seen, axis: int, lines: I64, others: I64, crossing: I64, labels: I64, words: F64) -> I64:
+def _cheapest(seen: Seen, axis: int, lines: I64, others: I64, crossing: I64, labels: I64, words: Words) -> I64:
     """For each line of a set that has a label, the cheapest of all that the set has, rare labels being dearer."""
     live = labels > 0
     kinds, counts = np.unique(labels[live], return_counts=True)
