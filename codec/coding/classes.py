@@ -48,10 +48,9 @@ def cluster(units: I64, keys: I64, most: int) -> I64:
     """
     codes = _segments(units, np.argsort(keys, kind="stable"))
     total = int(codes.max(initial=-1)) + 1
-    floats = units.astype(np.float64)
     for _ in range(_ROUNDS):
         # Exact: the sums of products are whole numbers below 2**53.
-        costs = floats @ word_costs(_sums(units, codes, total)).T
+        costs = fixed.product(units, word_costs(_sums(units, codes, total)).T.copy())
         codes = _numbered(costs.argmin(axis=1))
         codes = _merge(units, codes, most)
         total = int(codes.max(initial=-1)) + 1

@@ -7,11 +7,13 @@ lines between them (off by less than 2**-21), and binary exponents come from `fr
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 I64 = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.floating[Any]]
 
 #: Fractional bits of a number of bits.
 FRACTION = 16
@@ -19,6 +21,9 @@ FRACTION = 16
 _MANTISSA = 10
 #: Numbers are below 2**this.
 _LARGEST = 62
+#: Products of matrices are made in pieces of so many multiplications, for which BLAS starts no threads: waiting for
+#: these costs more than they save where other processes want to run.
+_PIECE = 1 << 17
 #: Up to here n log n is looked up.
 _SMALL = 1 << 14
 
@@ -84,3 +89,12 @@ def rounded_log2(numerators: I64, denominator: int, per_octave: int) -> I64:
 def entropy_bits(counts: I64) -> int:
     """`entropy` of one histogram in whole bits."""
     return int(entropy(counts.astype(np.int64))) >> FRACTION
+
+
+def product(left: npt.NDArray[Any], right: Floats) -> Floats:
+    """The matrix product in the type of `right`: exact, where that holds all sums of products of whole numbers."""
+    result = np.empty((len(left), right.shape[1]), right.dtype)
+    step = max(1, _PIECE // right.size)
+    for start in range(0, len(left), step):
+        np.matmul(left[start : start + step].astype(right.dtype), right, out=result[start : start + step])
+    return result

@@ -301,8 +301,7 @@ class Seen:
             else:
                 index += (place[np.add.outer(others[chosen], crossing) - 2] * top).astype(np.int32)
             counts = np.bincount(index.reshape(-1), minlength=(end - base) * cells)
-            # Exact: sums of products of whole numbers that the floats can hold.
-            costs[base:end] = counts.reshape(end - base, -1).astype(table.dtype) @ table
+            costs[base:end] = fixed.product(counts.reshape(end - base, -1), table)
         return (step << unit) * costs
 
 

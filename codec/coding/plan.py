@@ -162,7 +162,8 @@ class _Member:
         cheapest for it. Whether anything is new.
         """
         before = self.choice
-        by_context = [choice.histograms[:, : words.exact.shape[1]] @ words.exact.T for choice in self.choices]
+        by_token = words.exact.T.copy()
+        by_context = [fixed.product(choice.histograms[:, : len(by_token)], by_token) for choice in self.choices]
         costs = [
             int(found.min(axis=1).sum()) + _choice_bits(choice, _CONTEXT_BITS)
             for choice, found in zip(self.choices, by_context, strict=True)
