@@ -104,7 +104,7 @@ def measure(tensor: F32) -> Magnitudes:
         histogram = np.bincount(bins, minlength=BINS)[None]
     else:
         classes = (labels[0][:, None] + labels[1]) >> np.uint8(1)
-        bins += classes.reshape(-1)[::every] * np.int32(BINS)
+        bins += np.multiply(classes.reshape(-1)[::every], np.int32(BINS), dtype=np.int32)
         histogram = np.bincount(bins, minlength=CLASSES * BINS).reshape(CLASSES, BINS)
         groups, firsts = _joined(histogram.sum(axis=1))
         histogram = np.add.reduceat(histogram, firsts, axis=0)
