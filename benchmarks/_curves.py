@@ -27,10 +27,10 @@ def draw(runs: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(runs), figsize=(6 * len(runs), 5.2), dpi=130, layout="constrained")
+    figure, panels = pyplot.subplots(1, len(runs), figsize=(6 * len(runs), 5.6), dpi=130, layout="constrained")
     for axes, (task, methods) in zip(np.atleast_1d(panels), runs.items(), strict=True):
-        lowest = 100.0
-        for name, found in methods.items():
+        lowest, first = 100.0, np.inf
+        for name, found in sorted(methods.items(), key=lambda item: _place(item[0])):
             kind, _, share = name.rpartition(" ")
             colour, mark = _STYLES[(kind or share).split()[0]]
             sent = np.mean([[point[1] for point in run["curve"]] for run in found], axis=0) / 1e3
@@ -41,7 +41,8 @@ def draw(runs: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None:
                 sent, mean, color=colour, linewidth=1.8, linestyle=(0, (4, 2)) if dashed else "-", marker=mark,
                 markersize=4.5, markevery=3, markerfacecolor="white" if dashed else colour, label=name,
             )  # fmt: skip
-            axes.fill_between(sent, accuracy.min(axis=0), accuracy.max(axis=0), color=colour, alpha=0.12, linewidth=0)
+            axes.fill_between(sent, accuracy.min(axis=0), accuracy.max(axis=0), color=colour, alpha=0.08, linewidth=0)
+            first = min(first, float(np.interp(80.0, mean, sent)))
             lowest = min(lowest, float(np.median(mean[: len(mean) // 2])))
         final = float(np.mean([run["accuracy"] for run in methods["float32"]])) if "float32" in methods else 100.0
         axes.axhline(final, color="#888888", linewidth=0.9, linestyle=(0, (1, 2)), zorder=0)
@@ -51,12 +52,20 @@ def draw(runs: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None:
         )  # fmt: skip
         axes.set_xscale("log")
         axes.set_ylim(lowest - 6, final + 2)
+        axes.set_xlim(first / 1.5, None)
         axes.set_title(_TITLES.get(task, task), loc="left", fontsize=11)
         axes.set(xlabel="kilobytes sent by a client so far (log scale)", ylabel="accuracy on unseen samples, %")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#e8e8e8", linewidth=0.7)
         axes.set_axisbelow(True)
-    np.atleast_1d(panels)[0].legend(fontsize=8.5, loc="lower right", framealpha=0.95, edgecolor="white")
+    lines, names = np.atleast_1d(panels)[0].get_legend_handles_labels()
+    figure.legend(lines, names, fontsize=9, loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path)
     pyplot.close(figure)
+
+
+def _place(name: str) -> tuple[int, int]:
+    """The order of methods: as in `_STYLES`, then by how much they may send."""
+    kind, _, share = name.rpartition(" ")
+    return list(_STYLES).index((kind or share).split()[0]), int(share.partition("/")[2] or 1)
