@@ -324,13 +324,22 @@ def _by_context(joint: I64, rows: I64, columns: I64) -> I64:
 
 def _merged(joint: I64, labels: I64, axis: int) -> tuple[I64, I64]:
     """(the labels that there are, ascending and without 0, sums of what has the same label) along an axis."""
-    order = np.argsort(labels, kind="stable")
-    order = order[np.count_nonzero(labels == 0) :]
-    kinds, first = np.unique(labels[order], return_index=True)
-    if len(kinds) == 1 and len(order) == len(labels):
+    kinds, place = np.unique(labels, return_inverse=True)
+    if len(kinds) == 1:
         return kinds, joint.sum(axis=axis, keepdims=True)
-    joint = joint.take(order, axis=axis)
-    return kinds, joint if len(kinds) == len(order) else np.add.reduceat(joint, first, axis=axis)
+    dead = int(kinds[0] == 0)
+    if len(kinds) == len(labels):
+        order = np.argsort(labels, kind="stable")[dead:]
+        return kinds[dead:], joint.take(order, axis=axis)
+    shape = [*joint.shape]
+    shape[axis] = len(kinds)
+    merged = np.zeros(shape, np.int64)
+    for line, number in enumerate(place.reshape(-1).tolist()):
+        if axis:
+            merged[:, number] += joint[:, line]
+        else:
+            merged[number] += joint[line]
+    return kinds[dead:], merged[:, dead:] if axis else merged[dead:]
 
 
 def _by_magnitude(sums: I64, count: int, per_octave: int) -> Labels:
