@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -75,6 +75,8 @@ _LINE_SAMPLE, _CELLS = 1 << 18, 1 << 20
 _SHORT = 256
 #: With this many values that are not zero in a line, labels are by half octaves, with the second by quarters too.
 _FINE, _FINEST = 24, 64
+#: Labels of so many an octave are told apart by tokens of half octaves.
+_HALVES = 2
 #: Labels of magnitude at most, and of signs.
 _LARGEST_MAGNITUDE, _SIGNS = 63, 4
 #: More positive values than negative ones, in 64ths of both together, from which on signs have label 1, 2, 3.
@@ -126,6 +128,8 @@ class Choice:
     columns: I64
     histograms: I64
     side: int
+    #: Whether labels are so fine that all tokens are needed to tell them apart.
+    fine: bool = False
 
     @property
     def divided(self) -> bool:
@@ -174,12 +178,12 @@ class Seen:
                 _by_magnitude(sums, count, per_octave)
                 for sums, count in zip(self._sums, (shape.columns, shape.rows), strict=True)
             )
-            found += self._by_lines(rows, columns)
+            found += self._by_lines(rows, columns, per_octave > _HALVES)
             if shape.taps > 1 and shape.channels > 1:
                 found += self._by_channel(rows, per_octave)
         return found
 
-    def _by_lines(self, rows: Labels, columns: Labels) -> list[Choice]:
+    def _by_lines(self, rows: Labels, columns: Labels, fine: bool) -> list[Choice]:
         """Choices with these labels of magnitude, with and without labels of signs."""
         shape = self.shape
         row_signs, column_signs = self._signs
@@ -215,6 +219,7 @@ class Seen:
                         labels,
                         _by_context(joint, row, column),
                         sum(label_bits(each) for each in [*([row_labels] if by_row else []), *sets]),
+                        fine,
                     )
                 )
         return found
@@ -241,7 +246,7 @@ class Seen:
         joint = self._joint(row_of.reshape(-1), column_of.reshape(-1))
         histograms = _by_context(joint, row_kinds, column_kinds)
         side = sum(label_bits(each) for each in [*([] if choice.rows is None else [choice.rows]), *choice.sets])
-        return Choice(choice.rows, choice.by_column, choice.sets, columns, histograms, side)
+        return replace(choice, histograms=histograms, side=side)
 
     def _joint(self, rows: I64, columns: I64) -> I64:
         """How often each token occurs by number of row and column: (row numbers, column numbers, tokens)."""
@@ -252,7 +257,9 @@ class Seen:
         counts = np.bincount(index.reshape(-1), minlength=height * width * self.top).reshape(height, width, self.top)
         return counts if step == 1 else step * counts
 
-    def line_costs(self, axis: int, lines: I64, others: I64, crossing: I64, labels: I64, words: Words) -> F64:
+    def line_costs(
+        self, axis: int, lines: I64, others: I64, crossing: I64, labels: I64, words: Words, *, fine: bool
+    ) -> F64:
         """What each line would cost with each of `labels`: (lines, labels), in the unit of `words`.
 
         `lines` says which line of the set each row (`axis` 0) or column (1) belongs to, `others` its label in another
@@ -260,7 +267,7 @@ class Seen:
         of tokens by context. Long lines are judged by a part of them, and by coarse tokens if there is much to do.
         """
         combinations = len(np.unique(others)) * len(np.unique(crossing)) * self.top
-        coarse = (int(lines.max()) + 1) * combinations > _MUCH
+        coarse = not fine and (int(lines.max()) + 1) * combinations > _MUCH
         found = HALVES.take(self.tokens) if coarse else self.tokens
         costs_of, top = (words.halves, int(HALVES[: self.top].max()) + 1) if coarse else (words.exact, self.top)
         # Words may be known of a sample only, in which the rarest tokens are not.

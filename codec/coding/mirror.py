@@ -20,15 +20,19 @@ _SHORTEST, _LEAST, _SAMPLE = 8, 64, 1 << 14
 
 
 def find(matrix: Integers, taps: int) -> int:
-    """How the lines of a matrix of 32-bit integers are mirrored, if that halves their right sides at least."""
+    """How the lines of a matrix of 32-bit integers are mirrored, if that halves their right sides at least.
+
+    And if it is the order of values that does it: lines of like values are alike in any order, and are no images.
+    """
     if matrix.size < _LEAST or matrix.itemsize > 4 or _length(matrix, taps) < _SHORTEST:
         return NOT
     some = matrix[:: max(1, matrix.size // _SAMPLE)].astype(np.int64)
     best, found = 0, NOT
     for how in (EVEN, ODD, PERIOD_EVEN, PERIOD_ODD):
         left, right = _sides(some, taps, how)
-        saved = int(np.abs(right).sum()) - 2 * int(np.abs(right - _sign(how) * left).sum())
-        if saved > best:
+        apart, shifted = (int(np.abs(right - _sign(how) * side).sum()) for side in (left, left[:, :, ::-1]))
+        saved = int(np.abs(right).sum()) - 2 * apart
+        if saved > best and 2 * apart <= shifted:
             best, found = saved, how
     return found
 

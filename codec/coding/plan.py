@@ -229,14 +229,16 @@ def _refined(seen: Seen, choice: Choice, words: Words) -> Choice:
     rows = choice.row_labels(shape)
     if choice.rows is not None:
         ones = np.ones(shape.rows, np.int64)
-        rows = _cheapest(seen, 0, np.arange(shape.rows), ones, choice.columns, rows, words)
+        rows = _cheapest(seen, 0, np.arange(shape.rows), ones, choice.columns, rows, words, choice.fine)
     sets = list(choice.sets)
     for number, labels in enumerate(sets):
         lines, others = _columns_of_set(shape, choice.by_column, sets, number)
-        sets[number] = _cheapest(seen, 1, lines, others, rows, labels.astype(np.int64), words).astype(np.uint8)
+        sets[number] = _cheapest(seen, 1, lines, others, rows, labels.astype(np.int64), words, choice.fine).astype(
+            np.uint8
+        )
     columns = column_labels(choice.by_column, sets, shape)
     row_labels = None if choice.rows is None else rows.astype(np.uint8)
-    return seen.counted(Choice(row_labels, choice.by_column, sets, columns, choice.histograms, 0))
+    return seen.counted(replace(choice, rows=row_labels, sets=sets, columns=columns))
 
 
 def _choice_bits(choice: Choice, context: int) -> int:
@@ -265,13 +267,15 @@ def _columns_of_set(shape: Shape, way: int, sets: Sequence[Labels], number: int)
     return channel if way == CHANNEL else np.arange(shape.columns), np.ones(shape.columns, np.int64)
 
 
-def _cheapest(seen: Seen, axis: int, lines: I64, others: I64, crossing: I64, labels: I64, words: Words) -> I64:
+def _cheapest(
+    seen: Seen, axis: int, lines: I64, others: I64, crossing: I64, labels: I64, words: Words, fine: bool
+) -> I64:
     """For each line of a set that has a label, the cheapest of all that the set has, rare labels being dearer."""
     live = labels > 0
     kinds, counts = np.unique(labels[live], return_counts=True)
     if len(kinds) < 2:
         return labels
-    costs = seen.line_costs(axis, lines, others, crossing, kinds, words)
+    costs = seen.line_costs(axis, lines, others, crossing, kinds, words, fine=fine)
     costs += int(fixed.log2(counts.sum(keepdims=True))[0]) - fixed.log2(counts.astype(np.int64))
     result = labels.copy()
     result[: len(costs)] = np.where(live[: len(costs)], kinds[costs.argmin(axis=1)], 0)
