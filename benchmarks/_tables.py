@@ -50,11 +50,13 @@ def sizes(report: dict[str, Any]) -> str:
                     len(names),
                     f"{mean(ratio['nncodec'] for ratio in ratios):.3f}",
                     f"{sets[worst]['ratio']['nncodec']:.3f} ({worst})",
+                    f"{mean(ratio['nncodec_tuned'] for ratio in ratios):.3f}",
                     *(f"{mean(ratio[peer] for ratio in ratios):.3f}" for peer in GENERAL),
                     above,
                 ]
             )
-    return table(["", "sets", "NNCodec", "worst of them", *GENERAL, "sets on which one of these four is smaller"], rows)
+    head = ["", "sets", "NNCodec", "worst of them", "tuned", *GENERAL, "sets on which one of these four is smaller"]
+    return table(head, rows)
 
 
 def sources(report: dict[str, Any]) -> str:

@@ -10,9 +10,9 @@ lzma 9e, zstd 19 and brotli 11 get the values and a line of text for each array 
 
 `equal`: the squared error that uniform rounding to the nearest with one step makes when 80, 95 and 99 % become zero,
 and the bytes for it: of `encode_delta` with the `target_bytes` that give this error, and with the `quality` that does
-(`by_quality`); of uniform rounding under our own lossless coder; of NNCodec's
-trellis quantization as it comes (`lambda_scale` 0) and at the best of three `lambda_scale`, interpolated on its curves
-of bytes over error (None where the curve has a gap). Where 95 % of the energy are lost, it is in no mean.
+(`by_quality`); of uniform rounding under our own lossless coder; of NNCodec's trellis quantization as it comes
+(`lambda_scale` 0) and at the best of three `lambda_scale`, interpolated on its curves of bytes over error (None where
+the curve has a gap). Where 95 % of the energy are lost, it is in no mean.
 
 `quality`: what a quality comes to: zeros, float32 bytes over bytes of the blob, and the share of the error allowed
 that was made, of each delta, and the least, median and most by optimizer.

@@ -51,9 +51,12 @@ def test_the_taps_of_each_channel_are_a_line() -> None:
     assert np.array_equal(decode_integers(encode_integers({"w": kernels}))["w"], kernels)
 
 
-def test_what_is_not_mirrored_is_left_alone() -> None:
-    values = np.random.default_rng(1).normal(0, 20, (50, 64)).round().astype(np.int32)
+@pytest.mark.parametrize("center", [0, 100])
+def test_what_is_not_mirrored_is_left_alone(center: int) -> None:
+    source = np.random.default_rng(1)
+    values = source.normal(center, 20, (50, 64)).round().astype(np.int32)
     assert mirror.find(values, 1) == mirror.NOT
+    assert mirror.find(values * source.choice([-1, 1], (50, 1)).astype(np.int32), 1) == mirror.NOT
     assert mirror.find(mirrored(mirror.EVEN, 12, 7), 1) == mirror.NOT
     assert mirror.find(mirrored(mirror.EVEN, 12, 64).astype(np.int64), 1) == mirror.NOT
 

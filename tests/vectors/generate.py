@@ -69,6 +69,16 @@ def network() -> dict[str, npt.NDArray[np.float32]]:
     return result
 
 
+def mirrored(seed: int, shape: tuple[int, int], scale: int, sign: int, first: int) -> npt.NDArray[np.int64]:
+    """Lines whose value at `first` + i is that at i from the end, or its negative, up to a little."""
+    values = bell(seed, shape, scale)
+    count = (shape[1] - first) // 2
+    values[:, shape[1] - count :] = sign * values[:, first : first + count][:, ::-1] + sparse(
+        seed, shape[0] * count, 9
+    ).reshape(-1, count)
+    return values
+
+
 def product(seed: int, shape: tuple[int, ...], scale: int, one_in: int) -> npt.NDArray[np.int64]:
     """Values as large as the product of a number for each row and one for each column (of which the last is 0), and
     mostly of the sign of that product.
@@ -100,6 +110,12 @@ INTEGERS: dict[str, Callable[[], Arrays]] = {
         "template": bell(15, (1, 50), 40) * np.array([[(i % 5 != 3) * (-1) ** (i % 2)] for i in range(40)])
         + sparse(16, 2000, 4).reshape(40, 50),
         "alike": 1 - np.abs(product(14, (40, 40), 1, 3)).astype(np.int8) % 3,
+    },
+    "integers-mirror": lambda: {
+        "window": mirrored(17, (1, 129), 40, 1, 0).reshape(129),
+        "odd": mirrored(18, (12, 24), 20, -1, 0).astype(np.int8),
+        "period": mirrored(19, (12, 24), 20, 1, 1),
+        "odd-period": mirrored(20, (16, 25), 20, -1, 1).reshape(16, 1, 1, 25),
     },
     "integers-lanes": lambda: {"w": bell(6, (5000,), 9).astype(np.int16), "far": bell(7, (3000,), 9) + 2**40},
 }
