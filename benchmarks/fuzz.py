@@ -27,6 +27,7 @@ import time
 import tracemalloc
 from collections import Counter, deque
 from collections.abc import Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,16 @@ class Guard:
         cls.set = True
 
 
+@cache
+def cases_of(seed: int) -> Cases:
+    """Made once in a process: encoding takes longer than a thousand cases."""
+    return Cases(blobs(seed), seed)
+
+
 def part(work: tuple[int, int, int, int]) -> dict[str, Any]:
     """Judge some cases; called in a child."""
     seed, first, count, trace_every = work
-    cases = Cases(blobs(seed), seed)
+    cases = cases_of(seed)
     Guard.ensure(cases)
     taken: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
