@@ -82,7 +82,8 @@ class Coded:
 
 #: Gathers the next raw fields, given their lengths in bits (none of them 0).
 RawReader = Callable[[I64], U64]
-_Tokens = tuple[npt.NDArray[np.integer], I64, U64]
+#: Tokens of natural numbers, lengths and values of the raw fields that have bits.
+Split = tuple[npt.NDArray[np.integer], I64, U64]
 _NO_RAW = (np.zeros(0, np.int64), np.zeros(0, np.uint64))
 
 
@@ -95,8 +96,8 @@ def natural(values: Integers, signed: bool) -> npt.NDArray[np.integer]:
     return tokens.zigzag(values.astype(np.int64, copy=False))
 
 
-def _split(values: npt.NDArray[np.integer], split: int) -> _Tokens:
-    """(tokens, lengths and values of raw fields that have bits) of natural numbers."""
+def split_naturals(values: npt.NDArray[np.integer], split: int) -> Split:
+    """Natural numbers as tokens and raw fields."""
     if not len(values) or values.max() < 1 << split:
         return (values.view(np.int64) if values.itemsize == 8 else values), *_NO_RAW
     found, lengths, raw = tokens.split_tokens(values.astype(np.uint64), split)
@@ -131,7 +132,12 @@ def _integers(values: Integers, signed: bool) -> Integers:
 
 
 def _tuples(values: Integers, way: Way) -> Coded | None:
-    found, raw_lengths, raw = _split(natural(values, way.signed), way.split)
+    return code_tuples(split_naturals(natural(values, way.signed), way.split), way)
+
+
+def code_tuples(values: Split, way: Way) -> Coded | None:
+    """A sequence, its naturals being split as the way says, in one way of `TUPLES`."""
+    found, raw_lengths, raw = values
     radix = int(found.max(initial=0)) + 1
     if radix**way.extent > huffman.LARGEST_ALPHABET:
         return None
@@ -165,11 +171,16 @@ def runs(values: Integers) -> tuple[I64, Integers]:
     return np.diff(at, prepend=-1) - 1, values[at]
 
 
-def code_runs(gaps: I64, values: Integers, way: Way) -> Coded | None:
-    """What `runs` gave, in one way of `RUNS`."""
-    gap_tokens, gap_lengths, gap_raw = _split(gaps, way.extent)
-    naturals = natural(values, way.signed)
-    found, raw_lengths, raw = _split(naturals - naturals.dtype.type(1), way.split)
+def ends(values: Integers, signed: bool) -> npt.NDArray[np.integer]:
+    """The values that end runs as natural numbers: none of them is 0, so these begin at 0."""
+    naturals = natural(values, signed)
+    return naturals - naturals.dtype.type(1)
+
+
+def code_runs(gaps: Split, values: Split, way: Way) -> Coded | None:
+    """What `runs` gave, split as the way says, in one way of `RUNS`."""
+    gap_tokens, gap_lengths, gap_raw = gaps
+    found, raw_lengths, raw = values
     radix, longest = int(found.max(initial=0)) + 1, int(gap_tokens.max(initial=0)) + 1
     if radix * longest > huffman.LARGEST_ALPHABET:
         return None
@@ -181,7 +192,8 @@ def code_runs(gaps: I64, values: Integers, way: Way) -> Coded | None:
 
 
 def _runs(values: Integers, way: Way) -> Coded | None:
-    return code_runs(*runs(values), way)
+    gaps, nonzeros = runs(values)
+    return code_runs(split_naturals(gaps, way.extent), split_naturals(ends(nonzeros, way.signed), way.split), way)
 
 
 def _unruns(way: Way, count: int, symbols: I64, raw: RawReader) -> Integers:

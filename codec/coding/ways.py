@@ -27,9 +27,11 @@ _SYMBOL_BITS, _ABSENT_BITS = 3, 1
 #: What a Huffman code takes above the entropy, in units of 2**-16 bits for each symbol, if no symbol is frequent.
 _EXCESS = 2000
 #: The best so many ways are judged by the codes that they would have.
-_EXACTLY = 3
+_EXACTLY = 2
 #: A code made for a sample takes half a nat for each of its symbols less than it would for others like these.
 _UNSEEN = 47274
+#: Splits of the tokens of runs, and the cost of what cannot be coded.
+_RUN_SPLITS, _NEVER = (1, 2, 3, 4), 1 << 62
 
 
 def choose(values: Integers) -> tuple[Coded, I64]:
@@ -43,19 +45,38 @@ def choose(values: Integers) -> tuple[Coded, I64]:
     sample = _sample(values, _SAMPLE << 2 if zeros >= 50 else _SAMPLE)
     judged: list[tuple[int, int, Coded, int, int]] = []
 
-    def judge(coded: Coded | None, count: int, sampled: int) -> None:
-        if coded is not None:
-            judged.append((_cost(coded, count, sampled), len(judged), coded, count, sampled))
+    def judge(coded: Coded | None, count: int, sampled: int) -> int:
+        if coded is None:
+            return _NEVER
+        judged.append((_cost(coded, count, sampled), len(judged), coded, count, sampled))
+        return judged[-1][0]
 
-    for way in _tuples(sample, signed, few):
-        judge(modes.MODES[way.mode].encode(sample, way), len(values), len(sample))
+    naturals = natural(sample, signed)
+    split: dict[int, modes.Split] = {}
+    for way in _tuples(naturals, signed, few):
+        if way.split not in split:
+            split[way.split] = modes.split_naturals(naturals, way.split)
+        judge(modes.code_tuples(split[way.split], way), len(values), len(sample))
     if zeros >= (10 if few else 40) and values.any():
         gaps, nonzeros = modes.runs(values)
-        some, of_them = _sample(gaps, _SAMPLE), _sample(nonzeros, _SAMPLE)
-        longest = int(natural(of_them, signed).max(initial=0)).bit_length()
-        for split in range(1, min(max(longest, 1), 4) + 1):
-            for extent in (1, 2, 3, 4):
-                judge(modes.code_runs(some, of_them, Way(RUNS, signed, split, extent)), len(gaps), max(len(some), 1))
+        some, last = _sample(gaps, _SAMPLE), modes.ends(_sample(nonzeros, _SAMPLE), signed)
+        longest = (int(last.max(initial=0)) + 1).bit_length()
+        count, sampled = len(gaps), max(len(some), 1)
+        of_runs = [modes.split_naturals(some, extent) for extent in _RUN_SPLITS]
+        splits = range(1, min(max(longest, 1), 4) + 1)
+        # The split of runs that is best beside one split of values is nearly always so beside the others.
+        first = min(2, splits[-1])
+        of_values = modes.split_naturals(last, first)
+        costs = [
+            judge(modes.code_runs(each, of_values, Way(RUNS, signed, first, extent)), count, sampled)
+            for each, extent in zip(of_runs, _RUN_SPLITS, strict=True)
+        ]
+        best_of_runs = costs.index(min(costs))
+        for value_split in splits:
+            if value_split != first:
+                way = Way(RUNS, signed, value_split, _RUN_SPLITS[best_of_runs])
+                of_values = modes.split_naturals(last, value_split)
+                judge(modes.code_runs(of_runs[best_of_runs], of_values, way), count, sampled)
     best = sorted((_exact_cost(*each[2:]), each[1], each[2].way) for each in sorted(judged)[:_EXACTLY])
     for way in [way for _, _, way in best] + [Way(TUPLES, signed, 3, 1)]:
         chosen = modes.MODES[way.mode].encode(values, way)
@@ -101,14 +122,13 @@ def _exact_cost(coded: Coded, count: int, sampled: int) -> int:
     return bits * count // sampled + (table << fixed.FRACTION)
 
 
-def _tuples(sample: Integers, signed: bool, few: bool) -> Iterator[Way]:
+def _tuples(naturals: npt.NDArray[np.integer], signed: bool, few: bool) -> Iterator[Way]:
     """Ways of tuples worth a try, by the largest value and the share of the most frequent one in percent."""
-    naturals = natural(sample, signed)
     top = min(max(int(naturals.max()).bit_length(), 1), modes.LARGEST_SPLIT)
     most = int(np.bincount(np.minimum(naturals, 1 << modes.LARGEST_SPLIT).astype(np.int64)).max())
-    share = 100 * most // len(sample)
+    share = 100 * most // len(naturals)
     if share < 50 or few:
-        fewest = top - 4 if len(sample) < _SAMPLE else top - 1
+        fewest = top - 4 if len(naturals) < _SAMPLE else top - 1
         yield from (Way(TUPLES, signed, split, 1) for split in range(max(1, fewest), top + 1))
     if share >= 15 and (share < 75 or few):
         yield from (Way(TUPLES, signed, split, 2) for split in range(1, min(top, 4) + 1))
