@@ -279,7 +279,7 @@ def _divided(bits: int, costs: Sequence[int]) -> list[float]:
 
 def _entropy(array: Array) -> float:
     counts = np.unique(array, return_counts=True)[1]
-    return float(np.log2(array.size) - (counts * np.log2(counts)).sum() / array.size) if array.size else 0.0
+    return max(0.0, float(np.log2(array.size) - (counts * np.log2(counts)).sum() / array.size) if array.size else 0.0)
 
 
 def _step(number: int) -> str:
