@@ -18,8 +18,8 @@ F64 = npt.NDArray[np.float64]
 
 #: What a code costs in bits: its description, and each of its symbols; for codes of runs there are more symbols.
 _CODE_BITS, _SYMBOL_BITS, _RUN_SYMBOL_BITS = 36, 3, 12
-#: Units are first collected to at most this many.
-_MOST_SEGMENTS = 64
+#: Units are first collected to at most this many; for codes that are made anew later, to fewer, and moved once.
+_MOST_SEGMENTS, _PROVISIONAL_SEGMENTS = 64, 32
 #: A symbol that did not occur counts as this part of one that did, so that no unit is shut out of a code.
 _UNSEEN = 32
 _ROUNDS = 2
@@ -41,14 +41,15 @@ def word_costs(histograms: I64) -> F64:
     return result
 
 
-def cluster(units: I64, keys: I64, most: int) -> I64:
+def cluster(units: I64, keys: I64, most: int, *, provisional: bool = False) -> I64:
     """The code of each unit (a row of counts), numbered from 0 without gaps, at most `most` of them.
 
-    `keys` sort the units: codes are shared by neighbours first.
+    `keys` sort the units: codes are shared by neighbours first. `provisional` codes are found faster.
     """
-    codes = _segments(units, np.argsort(keys, kind="stable"))
+    order = np.argsort(keys, kind="stable")
+    codes = _segments(units, order, _PROVISIONAL_SEGMENTS if provisional else _MOST_SEGMENTS)
     total = int(codes.max(initial=-1)) + 1
-    for _ in range(_ROUNDS):
+    for _ in range(1 if provisional else _ROUNDS):
         # Exact: the sums of products are whole numbers below 2**53.
         costs = fixed.product(units, word_costs(_sums(units, codes, total)).T.copy())
         codes = _numbered(costs.argmin(axis=1))
@@ -68,9 +69,9 @@ def _numbered(codes: I64) -> I64:
     return result
 
 
-def _segments(units: I64, order: I64) -> I64:
-    """The cheapest cut of the sorted units into segments."""
-    piece = np.arange(len(units)) * _MOST_SEGMENTS // max(len(units), _MOST_SEGMENTS)
+def _segments(units: I64, order: I64, most: int) -> I64:
+    """The cheapest cut of the sorted units into segments; units are at most so many, or neighbours are joined."""
+    piece = np.arange(len(units)) * most // max(len(units), most)
     pieces = _sums(units[order], piece, int(piece.max(initial=-1)) + 1)
     total = len(pieces)
     before = np.concatenate([np.zeros((1, units.shape[1]), np.int64), np.cumsum(pieces, axis=0)])

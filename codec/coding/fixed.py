@@ -94,7 +94,8 @@ def entropy_bits(counts: I64) -> int:
 def product(left: npt.NDArray[Any], right: Floats) -> Floats:
     """The matrix product in the type of `right`: exact, where that holds all sums of products of whole numbers."""
     result = np.empty((len(left), right.shape[1]), right.dtype)
+    left = left.astype(right.dtype)
     step = max(1, _PIECE // right.size)
     for start in range(0, len(left), step):
-        np.matmul(left[start : start + step].astype(right.dtype), right, out=result[start : start + step])
+        np.matmul(left[start : start + step], right, out=result[start : start + step])
     return result

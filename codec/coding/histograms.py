@@ -178,13 +178,14 @@ class Seen:
                 _by_magnitude(sums, count, per_octave)
                 for sums, count in zip(self._sums, (shape.columns, shape.rows), strict=True)
             )
-            found += self._by_lines(rows, columns, per_octave > _HALVES)
+            fine = per_octave > _HALVES
+            found += self._by_lines(rows, columns, fine, min(found[1:], key=_bits, default=None) if fine else None)
             if shape.taps > 1 and shape.channels > 1:
                 found += self._by_channel(rows, per_octave)
         return found
 
-    def _by_lines(self, rows: Labels, columns: Labels, fine: bool) -> list[Choice]:
-        """Choices with these labels of magnitude, with and without labels of signs."""
+    def _by_lines(self, rows: Labels, columns: Labels, fine: bool, like: Choice | None) -> list[Choice]:
+        """Choices with these labels of magnitude, with and without labels of signs, of the same lines as `like`."""
         shape = self.shape
         row_signs, column_signs = self._signs
         row_kinds, row_of = np.unique(rows.astype(np.int64) * _SIGNS + row_signs, return_inverse=True)
@@ -195,8 +196,12 @@ class Seen:
         for by_row, by_column in ((True, False), (False, True), (True, True)):
             if (by_row and shape.rows == 1) or (by_column and shape.columns == 1):
                 continue
+            if like is not None and (by_row, by_column) != (like.rows is not None, like.by_column != UNLABELLED):
+                continue
             reach = (int(row_kind.max()) if by_row else 1) + (int(column_kind.max()) if by_column else 1)
             for signs in (0, reach - 1):
+                if signs and not ((by_row and row_signs.any()) or (by_column and column_signs.any())):
+                    continue
                 if signs and reach - 1 + 2 * (_SIGNS - 1) * signs > 2 * LARGEST_LABEL:
                     continue
                 row, column = (
@@ -310,6 +315,11 @@ class Seen:
             counts = np.bincount(index.reshape(-1), minlength=(end - base) * cells)
             costs[base:end] = fixed.product(counts.reshape(end - base, -1), table)
         return (step << unit) * costs
+
+
+def _bits(choice: Choice) -> int:
+    """What elements and labels take with a code for each context."""
+    return int(fixed.entropy(choice.histograms).sum()) + choice.side
 
 
 def _frequent(labels: I64) -> I64:

@@ -105,10 +105,12 @@ def plan(arrays: Sequence[tuple[Shape, Integers]]) -> tuple[list[Planned], int]:
     if not members:
         return found, 0
     elements = sum(member.planned.values.size for member in members)
-    codes, words = _codes(members)
-    for _ in range(2 if elements <= _SMALL_GROUP else 1):
+    codes, words = _codes(members, provisional=True)
+    for number in range(2 if elements <= _SMALL_GROUP else 1):
         changed = [member.choose(words) for member in members]
         if not any(changed):
+            if not number:  # those were provisional
+                codes, words = _codes(members)
             break
         codes, words = _codes(members)
     for member, of in zip(members, codes, strict=True):
@@ -190,13 +192,13 @@ class _Member:
         self.planned.division = Division(self.planned.shape, by_row, choice.by_column, sets, table)
 
 
-def _codes(members: Sequence[_Member]) -> tuple[list[I64], Words]:
+def _codes(members: Sequence[_Member], *, provisional: bool = False) -> tuple[list[I64], Words]:
     """The code of each context of each member as it has chosen, and the costs of each code's words."""
     every = np.concatenate([member.choice.histograms for member in members])
     used = every.any(axis=1)
     top = int(np.flatnonzero(every.any(axis=0)).max()) + 1
     units = every[used, :top]
-    found = classes.cluster(units, _keys(units), MOST_CODES)
+    found = classes.cluster(units, _keys(units), MOST_CODES, provisional=provisional)
     sums = np.zeros((int(found.max()) + 1, top), np.int64)
     np.add.at(sums, found, units)
     numbers = np.zeros(len(every), np.int64)
