@@ -27,8 +27,6 @@ U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 Integers = npt.NDArray[np.signedinteger]
 
-#: Values of one symbol at most.
-LARGEST_TUPLE = 4
 #: Largest `split` of the tokens: 8 codes every 8-bit value directly.
 LARGEST_SPLIT = 8
 #: Values whose tokens have fewer raw bits than this fit 32 bits.

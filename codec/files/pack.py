@@ -23,9 +23,8 @@ from ..coding.bits import BitReader, BitWriter
 from ..container import Kind
 from ..errors import CodecError
 from ..limits import DEFAULT_LIMITS, CodecLimits
-from . import blocks, forms, general, layout, protobuf, sections
+from . import forms, general, layout, protobuf, sections
 from .find import find
-from .layout import Rest
 from .pieces import GROUP_SYMBOLS, Link, Range
 from .source import Source
 from .stream import BlobReader, BlobWriter
@@ -102,12 +101,7 @@ def pack_stream(file: BinaryIO, name: str, into: BinaryIO, *, limits: CodecLimit
     layout.write_table(head, ranges)
     blob = BlobWriter(into, Kind.FILE)
     blob.section(head.to_bytes())
-    rest = Rest(source.size, [(item.start, item.end) for item in ranges])
-    for step in sections.order(source.size, ranges):
-        if isinstance(step, tuple):
-            blob.section(blocks.write(rest.read(source, *step), step[0], None))
-        else:
-            blob.section(sections.write_group(step, source, None))
+    sections.write(source, ranges, blob.section, None, None)
     blob.close()
     return blob.size
 

@@ -23,10 +23,9 @@ from ..coding.bits import BitReader, BitWriter
 from ..container import Kind
 from ..errors import CodecError
 from ..limits import DEFAULT_LIMITS, CodecLimits
-from . import blocks, forms, layout, sections
+from . import forms, layout, sections
 from .find import SMALLEST, find
 from .forms import Form
-from .layout import Rest
 from .pack import FileOutput, Output, check_name, read_name, sample, twins, worthwhile, write_name
 from .pieces import GROUP_SYMBOLS, Link, Range
 from .source import Source
@@ -102,13 +101,7 @@ def patch_stream(
     blob.section(head.to_bytes())
     if changes:
         blob.section(coded)
-    rest = Rest(after.size, [(item.start, item.end) for item in ranges])
-    old_rest = blocks.Old(before, layout.old_rest(before.size, ranges))
-    for step in sections.order(after.size, ranges):
-        if isinstance(step, tuple):
-            blob.section(blocks.write(rest.read(after, *step), step[0], old_rest))
-        else:
-            blob.section(sections.write_group(step, after, before))
+    sections.write(after, ranges, blob.section, before, layout.old_rest(before.size, ranges))
     blob.close()
     return blob.size
 

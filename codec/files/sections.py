@@ -114,6 +114,19 @@ def _decoded(data: bytes, shapes: list[tuple[int, ...]], limits: CodecLimits) ->
     return [array.astype(np.int64, copy=False).reshape(-1) for array in arrays.decode(data, shapes, limits)]
 
 
+def write(
+    source: Source, ranges: Sequence[Range], section: Callable[[bytes], None], old: Source | None, old_rest: Rest | None
+) -> None:
+    """Hand all sections of `source` to `section`, in order: what `contents` reads."""
+    before = None if old is None or old_rest is None else Old(old, old_rest)
+    rest = Rest(source.size, [(item.start, item.end) for item in ranges])
+    for step in order(source.size, ranges):
+        if isinstance(step, tuple):
+            section(blocks.write(rest.read(source, *step), step[0], before))
+        else:
+            section(write_group(step, source, old))
+
+
 def contents(
     size: int,
     ranges: Sequence[Range],
